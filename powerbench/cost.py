@@ -1,0 +1,44 @@
+"""The ledger of work: what a launch computes and moves, counted from formulas, never from hardware counters.
+
+Conventions, the same for every kernel (shared with docs/measuring.md):
+
+* useful FLOPs: what the mathematics needs. Causal pairs are counted once, power attention's state has the smallest
+  symmetric dimension (SPOW), nothing is recomputed. Useful FLOPs over time over the matmul ceiling is MFU.
+* executed FLOPs: what the launch really multiplies, redundant tiles, masked halves and recompute included: HFU.
+* bytes: the launch's compulsory reads and writes of device memory, each operand once.
+
+A multiply-add is two FLOPs; only matrix products are counted, as `torch.utils.flop_counter` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """Work of one launch, or of several: costs add up."""
+
+    useful_flops: int
+    executed_flops: int
+    bytes: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.useful_flops + other.useful_flops,
+            self.executed_flops + other.executed_flops,
+            self.bytes + other.bytes,
+        )
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """One step of an operator that passes through device memory, with its own cost (and so its own roofline bound)."""
+
+    name: str
+    cost: Cost
+
+
+def total(launches: Iterable[Launch]) -> Cost:
+    """The operator's cost: the sum over its launches."""
+    return sum((launch.cost for launch in launches), Cost(0, 0, 0))

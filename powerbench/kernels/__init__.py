@@ -1,0 +1,1 @@
+"""Attention kernels: powerbench's own and the adapters of others. `table` lists them all."""

@@ -1,0 +1,57 @@
+"""The seam between kernels and the rest: the record that every contestant fills in, and what it is handed.
+
+Adding a kernel is one adapter file that builds such a record and one row in `powerbench.kernels.table` (or an entry
+point in the group `powerbench.kernels` of another package). docs/adding-a-kernel.md walks through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from powerbench.cost import Launch
+from powerbench.problem import Case, Params, Problem
+
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tensors of one problem, the same for all its contestants. Shapes as in `Problem`; dy like y."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    log_g: torch.Tensor | None
+    dy: torch.Tensor
+
+
+Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One contestant. `name` is its row (power-triton), `family` the group that `--kernels` may select (power).
+
+    Every callable is total: it may be asked about any case on any machine, also where its package is missing.
+    """
+
+    name: str
+    family: str
+    summary: str
+    takes: frozenset[str]  # which of p, d_tile, chunk_size a sweep may vary
+    gated: bool  # does it apply log_g? A softmax kernel does not, and its row says so
+    version: Callable[[], str | None]  # of the package that provides it; None: not installed
+    resolve: Callable[[Problem, Params, str], Params]  # fills in what is None; the device type is "cpu" or "cuda"
+    unsupported: Callable[[Case, str], str | None]  # why the case cannot run on this device type; None: it can
+    prepare: Callable[[Case], Forward]  # (q, k, v, log_g) -> y, differentiable where the pass asks for gradients
+    reference: Callable[[Case, Inputs, torch.Tensor], torch.Tensor]  # float64 y at the query rows [R]: [B, R, H, e]
+    launches: Callable[[Case], tuple[Launch, ...]]  # the ledger of one call
+    workspace_bytes: Callable[[Case], int]  # device memory beyond inputs, output and gradients

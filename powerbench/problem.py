@@ -1,0 +1,117 @@
+"""What is measured: the shared problem, a kernel's own parameters, and their combination, the case.
+
+Everything here is frozen, has its unit or shape in the name, and imports neither torch nor a GPU, so that stored runs
+can be read anywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import msgspec
+
+DType = Literal["bf16", "fp16", "fp32", "fp64"]
+Pass = Literal["fwd", "bwd", "fwd+bwd"]
+
+DTYPES: tuple[str, ...] = get_args(DType)
+PASSES: tuple[str, ...] = get_args(Pass)
+ITEMSIZE: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """One causal self-attention problem: what every contestant shares.
+
+    q is [batch, seqlen, heads, head_dim], k is [batch, seqlen, kv_heads, head_dim], v is
+    [batch, seqlen, kv_heads, value_dim]; with `gated`, log_g is [batch, seqlen, kv_heads] in float32. A contestant
+    that has no gates (softmax attention) computes the same problem without them, and its row says so.
+    """
+
+    batch: int
+    seqlen: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    dtype: DType
+    gated: bool
+
+    @property
+    def tokens(self) -> int:
+        """Tokens one forward call processes: batch * seqlen."""
+        return self.batch * self.seqlen
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element of q, k, v and y."""
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def causal_pairs(self) -> int:
+        """Query-key pairs with key <= query, over batch and query heads: B * H * T (T + 1) / 2."""
+        return self.batch * self.heads * self.seqlen * (self.seqlen + 1) // 2
+
+    @property
+    def q_bytes(self) -> int:
+        """Bytes of q (and of dq)."""
+        return self.tokens * self.heads * self.head_dim * self.itemsize
+
+    @property
+    def k_bytes(self) -> int:
+        """Bytes of k (and of dk)."""
+        return self.tokens * self.kv_heads * self.head_dim * self.itemsize
+
+    @property
+    def v_bytes(self) -> int:
+        """Bytes of v (and of dv)."""
+        return self.tokens * self.kv_heads * self.value_dim * self.itemsize
+
+    @property
+    def y_bytes(self) -> int:
+        """Bytes of the output y (and of dy)."""
+        return self.tokens * self.heads * self.value_dim * self.itemsize
+
+    @property
+    def gate_bytes(self) -> int:
+        """Bytes of log_g in float32 (and of its gradient); 0 when the problem has no gates."""
+        return self.tokens * self.kv_heads * 4 if self.gated else 0
+
+    @property
+    def label(self) -> str:
+        """Short, stable and unique: part of a case's id."""
+        gates = "gated" if self.gated else "ungated"
+        return (
+            f"T{self.seqlen}-B{self.batch}-H{self.heads}-Hk{self.kv_heads}"
+            f"-d{self.head_dim}-e{self.value_dim}-{self.dtype}-{gates}"
+        )
+
+
+class Params(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A kernel's own parameters. None: this kernel has no such parameter, or (before `resolve`) it chooses itself."""
+
+    p: int | None = None
+    d_tile: int | None = None
+    chunk_size: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Short and stable, for example `p2-dt16-c512`; `-` when there are none."""
+        parts = [
+            f"{short}{value}"
+            for short, value in (("p", self.p), ("dt", self.d_tile), ("c", self.chunk_size))
+            if value is not None
+        ]
+        return "-".join(parts) or "-"
+
+
+class Case(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
+    """One row of a run: a kernel with its resolved parameters, on a problem, in one pass."""
+
+    problem: Problem
+    kernel: str
+    params: Params
+    pass_: Pass
+
+    @property
+    def case_id(self) -> str:
+        """The same for the same case in every run: the key of resume and of comparison."""
+        return f"{self.kernel}/{self.params.label}/{self.pass_}/{self.problem.label}"

@@ -1,0 +1,1 @@
+"""From a run file to tables, figures and the page. Imports no torch."""

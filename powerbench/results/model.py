@@ -1,0 +1,88 @@
+"""What a run file holds: one header, then one measurement a line. Raw samples only; statistics are computed on reading.
+
+Schema history
+    1   first version
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from powerbench.cost import Cost, Launch, total
+from powerbench.problem import Case
+from powerbench.roofline import Ceilings
+
+SCHEMA_VERSION = 1
+
+Status = Literal["ok", "unsupported", "wrong", "oom", "timeout", "failed"]
+
+
+class Environment(msgspec.Struct, frozen=True):
+    """The machine and the software that measured."""
+
+    device: str  # as the vendor names it, for example NVIDIA H200
+    device_type: str  # cpu or cuda
+    cores: int  # CPU threads used by torch, or the GPU's multiprocessors
+    memory_bytes: int
+    os: str
+    python: str
+    cpu: str
+    driver: str | None
+    packages: dict[str, str]  # versions: torch, triton and each contestant's package
+    commit: str | None  # of powerbench, with -dirty where the tree was
+    powerbench: str
+
+
+class Header(msgspec.Struct, frozen=True, tag="header", tag_field="type"):
+    """The first line of a run file."""
+
+    schema: int
+    command: str
+    suite: str
+    seed: int
+    started: str  # UTC, ISO 8601
+    environment: Environment
+    ceilings: Ceilings
+
+
+class Measurement(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="measurement", tag_field="type"
+):
+    """One case and what came of it. Samples exist only where `status` is ok.
+
+    samples_ms are wall or device milliseconds of single calls, in the order taken, as `timer` says. `error` is the
+    largest relative error against the float64 reference over the sampled rows, `tolerance` what was allowed.
+    `message` says why where the status is not ok.
+    """
+
+    case: Case
+    status: Status
+    samples_ms: tuple[float, ...] = ()
+    timer: str | None = None
+    launches: tuple[Launch, ...] = ()
+    error: float | None = None
+    tolerance: float | None = None
+    peak_memory_bytes: int | None = None
+    config: dict[str, str] = {}
+    message: str | None = None
+
+    @property
+    def case_id(self) -> str:
+        """The key of resume and of comparison."""
+        return self.case.case_id
+
+    @property
+    def cost(self) -> Cost:
+        """The operator's work: the sum over its launches."""
+        return total(self.launches)
+
+
+class Run(msgspec.Struct, frozen=True):
+    """A whole run file, read back. `warnings`: what was wrong with the file but did not keep it from being read."""
+
+    path: str
+    header: Header
+    measurements: tuple[Measurement, ...]
+    warnings: tuple[str, ...] = ()
