@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 
+from powerbench.errors import UserError
+
 SUFFIX = {"": 1, "k": 1024, "m": 1024**2}
-_NUMBER = re.compile(r"(\d+)([kKmM]?)")
+_NUMBER = re.compile(r"([0-9]+)([kKmM]?)")
 
 
-class SelectorError(ValueError):
+class SelectorError(UserError):
     """A selector that cannot be read: the message names it, what it was and what is allowed."""
 
 

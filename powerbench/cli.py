@@ -1,0 +1,207 @@
+"""The command line: parse, one library call, print. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from powerbench._version import __version__
+from powerbench.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# (option, metavar, help): the selectors of sweep and verify; `powerbench.suites.suite` parses and checks them.
+SELECTORS = (
+    ("--p", "LIST", "Degrees of power attention: 2, 1,2 ..."),
+    ("--ctx", "LIST", "Context lengths: 64k, 1k..64k (doubling), 1k..64k:8 (eight points)."),
+    ("--chunk", "LIST", "Chunk sizes, or auto."),
+    ("--d-tile", "LIST", "Tile sizes of the feature map, or auto."),
+    ("--head-dim", "LIST", "Head dimensions of q and k [64]."),
+    ("--value-dim", "LIST", "Head dimensions of v [as q and k]."),
+    ("--heads", "LIST", "Query heads [8 on a GPU, 1 on a CPU]."),
+    ("--kv-heads", "LIST", "Key/value heads [as --heads]."),
+    ("--batch", "N", "Batch size, the same at every context."),
+    ("--tokens", "N", "Tokens (batch x context), the same at every context [the largest context]."),
+    ("--dtype", "LIST", "bf16, fp16, fp32, fp64 [bf16 on a GPU, fp32 on a CPU]."),
+    ("--pass", "LIST", "fwd, bwd, fwd+bwd [fwd]."),
+    ("--kernels", "LIST", "Families or rows as `powerbench list kernels` prints them [what suits the device]."),
+)
+
+
+def selectors(command: F) -> F:
+    """Adds the options that choose cases, their suite, device and seed."""
+    for option in (
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."),
+        click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda."),
+        click.option("--gated/--ungated", default=None, help="With or without gates [gated]."),
+        *(click.option(name, metavar=kind, help=text) for name, kind, text in reversed(SELECTORS)),
+        click.option("--suite", metavar="NAME|FILE.toml", help="Start from a suite (`powerbench list suites`)."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="powerbench")
+def cli() -> None:
+    """Benchmarks and rooflines for long-context attention kernels.
+
+    Start with: powerbench sweep --p 2 --ctx 1k..16k
+    """
+
+
+@cli.command()
+@selectors
+@click.option("-o", "--output", metavar="FILE.jsonl", help="The run file [results/<time>-<device>-<suite>.jsonl].")
+@click.option("--resume", is_flag=True, help="Go on with the run file of -o: nothing is measured twice.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and measure nothing but the ceilings.")
+def sweep(output: str | None, resume: bool, dry_run: bool, **chosen: Any) -> None:
+    """Gate every case for correctness, time it, and say which kernel wins from which context on.
+
+    Exit status: 0 measured; 1 a case was wrong, or none could be measured; 2 bad input; 130 interrupted.
+    """
+    from powerbench.session import Session  # noqa: PLC0415
+
+    if resume and output is None:
+        raise UserError("--resume: name the run file to go on with by -o FILE.jsonl")
+    session = Session.prepare(chosen, _console(stderr=True))
+    if dry_run:
+        session.dry_run(_console())
+        return
+    command = shlex.join(["powerbench", *sys.argv[1:]])
+    run = session.sweep(Path(output) if output else session.default_output(), command, resume=resume)
+
+    from powerbench.reports.show import print_run  # noqa: PLC0415
+
+    print_run(run, _console())
+    click.echo(f"\nreport: powerbench report {shlex.quote(run.path)}")
+    statuses = {measurement.status for measurement in run.measurements}
+    sys.exit(1 if "wrong" in statuses or "ok" not in statuses else 0)
+
+
+@cli.command()
+@selectors
+def verify(**chosen: Any) -> None:
+    """Gate the same cases as sweep for correctness, without timing them.
+
+    Exit status: 0 all that can run are right; 1 a case was wrong, failed or ran out of memory, or none could run.
+    """
+    from powerbench.session import Session  # noqa: PLC0415
+
+    measurements = Session.prepare(chosen, _console(stderr=True)).verify(_console())
+    statuses = {measurement.status for measurement in measurements}
+    sys.exit(1 if statuses & {"wrong", "failed", "oom"} or "ok" not in statuses else 0)
+
+
+@cli.command()
+@click.argument("run", metavar="RUN.jsonl")
+@click.option("--format", "format_", type=click.Choice(["table", "csv", "json", "markdown"]), default="table")
+def show(run: str, format_: str) -> None:
+    """Print a run file: one row a case."""
+    from powerbench.reports.show import print_run, render  # noqa: PLC0415
+    from powerbench.results.store import load  # noqa: PLC0415
+
+    loaded = load(run)
+    _warn(loaded.warnings)
+    if format_ == "table":
+        print_run(loaded, _console())
+    else:
+        click.echo(render(loaded, format_), nl=False)
+
+
+@cli.command()
+@click.argument("runs", metavar="RUN.jsonl...", nargs=-1, required=True)
+@click.option("-o", "--output", metavar="FILE.html", help="The page [reports/<name of the first run>.html].")
+@click.option("--static", metavar="DIR", help="Also write the figures as PNG and SVG into DIR.")
+def report(runs: tuple[str, ...], output: str | None, static: str | None) -> None:
+    """Write one self-contained HTML page from one or more run files."""
+    from powerbench.reports.page import write_page  # noqa: PLC0415
+    from powerbench.results.store import load  # noqa: PLC0415
+
+    loaded = [load(run) for run in runs]
+    _warn(warning for run in loaded for warning in run.warnings)
+    page = Path(output) if output else Path("reports") / f"{Path(runs[0]).stem}.html"
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_page(loaded, page)
+        click.echo(f"page: {page}")
+        if static:
+            from powerbench.reports.static import write_static  # noqa: PLC0415
+
+            for path in write_static(loaded, Path(static)):
+                click.echo(f"figure: {path}")
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
+
+
+@cli.group("list")
+def list_() -> None:
+    """What there is to choose from."""
+
+
+@list_.command("kernels")
+def list_kernels() -> None:
+    """Every contestant: its row, family and version, or how to install it."""
+    from powerbench.session import print_kernels  # noqa: PLC0415
+
+    print_kernels(_console())
+
+
+@list_.command("suites")
+def list_suites() -> None:
+    """The preset suites and what each is for."""
+    from powerbench.suites import load, presets  # noqa: PLC0415
+
+    for name in presets():
+        click.echo(f"{name:10} {load(name).purpose}")
+
+
+@cli.command()
+@click.option("--dtype", default="bf16,fp32", show_default=True, metavar="LIST", help="Matmul ceilings to measure.")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda.")
+def ceilings(dtype: str, device: str) -> None:
+    """Measure what this machine can do at best: matmul rates and copy bandwidth."""
+    from powerbench.session import print_ceilings  # noqa: PLC0415
+
+    print_ceilings(dtype, device, _console())
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console  # noqa: PLC0415
+
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = 120  # a pipe has no width; rich's guess of 80 would fold the tables
+    return console
+
+
+def _warn(warnings: Any) -> None:
+    for warning in warnings:
+        click.echo(f"powerbench: warning: {warning}", err=True)
+
+
+def main() -> None:
+    """Entry point: whatever is the user's to mend is one line on standard error and exit status 2."""
+    try:
+        sys.exit(cli.main(standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except (click.ClickException, UserError) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"powerbench: error: {' '.join(message.split())}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("powerbench: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader went away (`powerbench show RUN | head`): not an error
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,126 @@
+"""Linear attention by others: Flash Linear Attention's chunked kernels, without and with a gate a head.
+
+Both compute y_i = sum_{j <= i} exp(G_i - G_j) <q_i, k_j> v_j / sqrt(d), power attention at p = 1 without a denominator;
+fla-linear has no gates.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+
+from powerbench.cost import Launch
+from powerbench.kernels.kernel import Forward, Inputs, Kernel
+from powerbench.kernels.ledger import linear_launches, linear_workspace_bytes
+from powerbench.kernels.packages import NEEDS_CUDA, import_problem, installed_version
+from powerbench.kernels.power.reference import attention_rows
+from powerbench.problem import Case, Params, Problem
+
+PACKAGE = "flash-linear-attention"
+CHUNK = 64  # what both kernels take when not told otherwise (fla/ops/simple_gla/chunk.py)
+
+
+def _version() -> str | None:
+    # The kernels are in fla-core; flash-linear-attention adds layers and models, and once held the kernels too.
+    return installed_version("fla-core", PACKAGE)
+
+
+def _resolve(problem: Problem, params: Params, device_type: str) -> Params:
+    return Params(p=1)
+
+
+def _unsupported(gated: bool, case: Case, device_type: str) -> str | None:
+    problem = case.problem
+    if device_type != "cuda":
+        return NEEDS_CUDA
+    if _version() is None:
+        return f"{PACKAGE} is not installed (pip install {PACKAGE})"
+    if problem.heads != problem.kv_heads:
+        # chunk_fwd_o takes k's heads from q and lets only v have more (grouped values, not grouped queries).
+        return f"no GQA: needs as many key heads as query heads, not {problem.kv_heads} for {problem.heads}"
+    if gated and problem.gated and case.pass_ != "fwd":
+        return _backward_refusal() or _import_problem()
+    return _import_problem()
+
+
+def _import_problem() -> str | None:
+    return import_problem(PACKAGE, "fla.ops.simple_gla") or import_problem(PACKAGE, "fla.ops.linear_attn")
+
+
+def _backward_refusal() -> str | None:
+    """FLA's chunk_bwd_dqkwg raises where Triton compiled it wrongly (fla/ops/common/chunk_o.py, FLA's issue 640):
+    with gates, on Hopper, Triton 3.4.0 to 3.7.0, unless tilelang takes over; with tilelang, it answers itself."""
+    if find_spec("tilelang") is not None or not torch.cuda.is_available():
+        return None
+    triton = installed_version("triton") or ""
+    release = re.match(r"(\d+)\.(\d+)\.(\d+)", triton)
+    if release is None or torch.cuda.get_device_capability()[0] != 9:
+        return None
+    if (3, 4, 0) <= tuple(map(int, release.groups())) < (3, 7, 1):
+        return f"gated backward refuses Triton 3.4.0 to 3.7.0 on Hopper (here {triton})"
+    return None
+
+
+def _prepare_linear(case: Case) -> Forward:
+    """Raises ImportError where FLA is not installed."""
+    attention = importlib.import_module("fla.ops.linear_attn").chunk_linear_attn
+    scale = case.problem.head_dim**-0.5
+
+    def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tensor | None) -> torch.Tensor:
+        y: torch.Tensor = attention(q, k, v, scale=scale, normalize=False)[0]  # its default is normalize=True
+        return y
+
+    return forward
+
+
+def _prepare_simple_gla(case: Case) -> Forward:
+    """Raises ImportError where FLA is not installed."""
+    attention = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
+    scale = case.problem.head_dim**-0.5
+
+    def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tensor | None) -> torch.Tensor:
+        y: torch.Tensor = attention(q, k, v, g=log_g, scale=scale)[0]
+        return y
+
+    return forward
+
+
+def _reference(gated: bool, case: Case, inputs: Inputs, rows: torch.Tensor) -> torch.Tensor:
+    log_g = inputs.log_g if gated else None
+    return attention_rows(inputs.q, inputs.k, inputs.v, log_g, rows, p=1, scale=None, normalize=False)
+
+
+def _launches(gated: bool, case: Case) -> tuple[Launch, ...]:
+    return linear_launches(case, CHUNK, gated)
+
+
+def _workspace_bytes(gated: bool, case: Case) -> int:
+    return linear_workspace_bytes(case, CHUNK, gated)
+
+
+def _fla(name: str, summary: str, gated: bool, prepare: Callable[[Case], Forward]) -> Kernel:
+    return Kernel(
+        name=name,
+        family="fla",
+        summary=summary,
+        takes=frozenset(),
+        gated=gated,
+        version=_version,
+        resolve=_resolve,
+        unsupported=partial(_unsupported, gated),
+        prepare=prepare,
+        reference=partial(_reference, gated),
+        launches=partial(_launches, gated),
+        workspace_bytes=partial(_workspace_bytes, gated),
+    )
+
+
+FLA_KERNELS = (
+    _fla("fla-linear", "FLA's chunk_linear_attn: linear attention, no gates", False, _prepare_linear),
+    _fla("fla-simple-gla", "FLA's chunk_simple_gla: linear attention, gated", True, _prepare_simple_gla),
+)

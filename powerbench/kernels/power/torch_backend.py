@@ -1,0 +1,202 @@
+"""Power attention in plain PyTorch: chunked, differentiable, on any device; the backend of CPUs and of training.
+
+Chunks are walked in order. In each, the queries attend to the keys of the chunk, block by block so that little of the
+causal triangle is wasted (`_attention`); phi(q) reads the state that came in (`_read_state`); phi(k) moves the state on
+(`_update_state`). phi is expanded for one chunk at a time and thrown away. Under autograd each of these phases is a
+checkpoint: inputs, outputs and the state between chunks are kept, everything larger is computed again. Memory is thus
+O(T) plus one state a chunk when gradients are wanted, and one state in all when they are not.
+
+Inside, batch and key/value heads lead: q is [B, Hk, G, C, d] with G = H / Hk, k [B, Hk, C, d], v [B, Hk, C, e]. phi is
+[B, Hk, D, C], tokens last: a block of phi is then an outer product of long contiguous rows. Where the denominator or
+the state is wanted, v carries a column of ones, so that one product gives numerator and denominator, and s and z are
+the columns of one matrix [B, Hk, D, e + 1].
+
+Precision: bfloat16 inputs are multiplied in bfloat16 (phi, the values, each chunk's addition to the state), except the
+scores q k^T, which p-th powers would amplify, in float32; gates, weights, sums over chunks and the division are in
+float32. float16 has too little range for products of p factors and is computed in float32; float64 stays float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
+
+from powerbench.kernels.power.feature_map import feature_map, tspow_dim
+from powerbench.kernels.power.state import PowerState
+
+ATTENTION_BLOCK = (
+    256  # queries of a block of `_attention`; they meet the keys from the chunk's start to the block's end
+)
+
+
+def torch_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None,
+    *,
+    p: int,
+    chunk_size: int,
+    d_tile: int,
+    scale: float,
+    normalize: bool,
+    initial_state: PowerState | None,
+    return_state: bool,
+) -> tuple[Tensor, PowerState | None]:
+    """Output [B, T, H, e] in q's dtype, and the state after the last token if asked for.
+
+    Arguments as in `power_attention`, which checks them. With T <= chunk_size, no state in and none out, this is the
+    attention form alone. Normalised outputs do not depend on `scale`, which cancels.
+    """
+    e, ones = v.shape[-1], normalize or return_state
+    run = _checkpointed if needs_grad(q, k, v, log_g, initial_state) else _called
+    state = None if initial_state is None else _matrix(initial_state, ones)
+    tokens_left = q.shape[1]
+    outputs = []
+    for chunk in _chunks(q, k, v, log_g, chunk_size, ones):
+        blocks = range(0, chunk.k.shape[-2], ATTENTION_BLOCK)
+        out = torch.cat([run(_attention, *_block(chunk, first), p=p) for first in blocks], dim=-2)
+        if state is not None:
+            out = out + run(_read_state, chunk.q, chunk.a, state, p=p, d_tile=d_tile)
+        tokens_left -= chunk.k.shape[-2]
+        if tokens_left or return_state:
+            state = run(_update_state, chunk.k, chunk.v, chunk.a, state, p=p, d_tile=d_tile)
+        y = out[..., :e] / out[..., e:] if normalize else out[..., :e] * scale**p
+        outputs.append(y.to(q.dtype).flatten(1, 2).transpose(1, 2))
+    final = PowerState(state[..., :e].contiguous(), state[..., e].contiguous()) if return_state else None
+    return torch.cat(outputs, dim=1), final
+
+
+def needs_grad(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, initial_state: PowerState | None) -> bool:
+    """Whether autograd must be able to differentiate the call."""
+    tensors = (q, k, v, log_g, *(initial_state or ()))
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+class _Chunk(NamedTuple):
+    """Inputs of one chunk in the layout and dtype of the phases; a [B, Hk, C] is its cumulated log gates."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    a: Tensor | None
+
+
+def _chunks(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, chunk_size: int, ones: bool) -> Iterator[_Chunk]:
+    """The chunks in order; split rather than sliced, since the gradient of every slice would be as long as T."""
+    dtype = torch.float32 if q.dtype == torch.float16 else q.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    queries = q.transpose(1, 2).unflatten(1, (k.shape[2], -1)).split(chunk_size, dim=-2)
+    keys = k.transpose(1, 2).split(chunk_size, dim=-2)
+    values = v.transpose(1, 2).split(chunk_size, dim=-2)
+    gates = [None] * len(keys) if log_g is None else log_g.transpose(1, 2).split(chunk_size, dim=-1)
+    zero = math.log(torch.finfo(wide).tiny)  # what exp turns into 0; keeps differences of -inf gates from being nan
+    for queries_n, keys_n, values_n, gates_n in zip(queries, keys, values, gates, strict=True):
+        v_n = values_n.to(dtype)
+        a = None if gates_n is None else gates_n.to(wide).clamp(min=zero).cumsum(-1)
+        yield _Chunk(queries_n.to(dtype), keys_n.to(dtype), pad(v_n, (0, 1), value=1.0) if ones else v_n, a)
+
+
+def _block(chunk: _Chunk, first: int) -> _Chunk:
+    """The block of queries that starts at `first`, with the keys it may see."""
+    end = min(first + ATTENTION_BLOCK, chunk.k.shape[-2])
+    a = None if chunk.a is None else chunk.a[..., :end]
+    return _Chunk(chunk.q[..., first:end, :], chunk.k[..., :end, :], chunk.v[..., :end, :], a)
+
+
+def expand(x: Tensor, p: int, d_tile: int) -> Tensor:
+    """Unweighted phi of x [..., d, C], one token a column: [..., D, C], rows in the order of `feature_map`.
+
+    phi of degree n is built tile by tile from degree n - 1: a tile of x times all rows of degree n - 1 whose first
+    index lies in that tile or a later one. These rows are the tail of phi, because the order is lexicographic.
+    """
+    d = x.shape[-2]
+    phi = x
+    for degree in range(2, p + 1):
+        dim = tspow_dim(d, degree - 1, d_tile)
+        pairs = []
+        for first in range(0, d, d_tile):
+            tail = tspow_dim(d - first, degree - 1, d_tile)
+            pairs.append((x[..., first : first + d_tile, None, :], phi[..., None, dim - tail :, :]))
+        if x.requires_grad and torch.is_grad_enabled():
+            phi = torch.cat([(tile * tail).flatten(-3, -2) for tile, tail in pairs], dim=-2)
+        else:
+            phi = x.new_empty(*x.shape[:-2], tspow_dim(d, degree, d_tile), x.shape[-1])
+            sizes = [d_tile * tail.shape[-2] for _, tail in pairs]
+            for (tile, tail), rows in zip(pairs, phi.split(sizes, dim=-2), strict=True):
+                torch.mul(tile, tail, out=rows.unflatten(-2, (d_tile, -1)))
+    return phi
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, a: Tensor | None, *, p: int) -> Tensor:
+    """Causal attention of q [B, Hk, G, c, d] to k [B, Hk, n, d], v [B, Hk, n, e]; the queries are the last c of n.
+
+    a [B, Hk, n]: cumulated log gates. Returns [B, Hk, G, c, e] in float32 (float64 for float64).
+    """
+    groups, c, n = q.shape[2], q.shape[3], k.shape[2]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = q.flatten(2, 3).to(wide) @ k.to(wide).mT
+    weights = _power(scores, p).unflatten(2, (groups, c))
+    if a is None:
+        weights = weights.tril(n - c)
+    else:
+        future = torch.ones(c, n, dtype=torch.bool, device=q.device).triu(n - c + 1)
+        # masked before the exponential: it would overflow for keys after the query
+        decay = (a[:, :, n - c :, None] - a[:, :, None, :]).masked_fill(future, -torch.inf).exp()
+        weights = weights * decay[:, :, None]
+    out = weights.flatten(2, 3).to(v.dtype) @ v
+    return out.unflatten(2, (groups, c)).to(wide)
+
+
+def _read_state(q: Tensor, a: Tensor | None, state: Tensor, *, p: int, d_tile: int) -> Tensor:
+    """What the past contributes to q [B, Hk, G, C, d]: exp(a_i) phi(q_i)^T (multiplicity * state), [B, Hk, G, C, e]."""
+    phi = expand(q.flatten(2, 3).mT.contiguous(), p, d_tile)
+    weighted = state * _multiplicity(q.shape[-1], p, d_tile, state.dtype, state.device)
+    # state^T phi rather than phi^T state: CPU matrix products in bfloat16 are up to eight times faster this way round
+    past = (weighted.to(q.dtype).mT @ phi).mT.unflatten(2, q.shape[2:4]).to(state.dtype)
+    return past if a is None else past * a.exp()[:, :, None, :, None]
+
+
+def _update_state(k: Tensor, v: Tensor, a: Tensor | None, state: Tensor | None, *, p: int, d_tile: int) -> Tensor:
+    """The state after a chunk: exp(a_C) state + sum_i exp(a_C - a_i) phi(k_i) v_i^T, [B, Hk, D, e]."""
+    if a is not None:
+        end = a[:, :, -1:]
+        v = (v * (end - a).exp()[..., None]).to(v.dtype)
+        state = None if state is None else state * end.exp()[..., None]
+    added = (expand(k.mT.contiguous(), p, d_tile) @ v).to(torch.promote_types(k.dtype, torch.float32))
+    return added if state is None else state + added
+
+
+def _power(x: Tensor, p: int) -> Tensor:
+    """x^p by squaring: exact signs, and no logarithm."""
+    if p == 1:
+        return x
+    return _power(x * x, p // 2) if p % 2 == 0 else x * _power(x, p - 1)
+
+
+@lru_cache(maxsize=32)
+def _multiplicity(d: int, p: int, d_tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Multiplicities of the state's rows [D, 1], kept on the device: copies would stall it, and break CUDA graphs."""
+    with torch.inference_mode(False):  # a tensor made under inference mode could not serve a later backward pass
+        return torch.from_numpy(feature_map(d, p, d_tile).multiplicity).to(device, dtype)[:, None]
+
+
+def _matrix(state: PowerState, ones: bool) -> Tensor:
+    """s, with z as one more column where the values carry ones."""
+    return torch.cat([state.s, state.z[..., None]], dim=-1) if ones else state.s
+
+
+def _called(phase: Callable[..., Tensor], *args: Tensor | None, **sizes: int) -> Tensor:
+    return phase(*args, **sizes)
+
+
+def _checkpointed(phase: Callable[..., Tensor], *args: Tensor | None, **sizes: int) -> Tensor:
+    """Runs a phase and keeps only its inputs and output for the backward pass. There is no randomness to restore."""
+    return checkpoint(phase, *args, **sizes, use_reentrant=False, preserve_rng_state=False)

@@ -1,0 +1,58 @@
+"""KERNELS: every contestant, one row each. To add one, write its adapter and put its record here.
+
+Other packages add theirs through the entry-point group `powerbench.kernels`: each entry point is a `Kernel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+
+from powerbench.errors import UserError
+from powerbench.kernels.fla import FLA_KERNELS
+from powerbench.kernels.kernel import Kernel
+from powerbench.kernels.linear import LINEAR_KERNELS
+from powerbench.kernels.power.contestants import POWER_KERNELS
+from powerbench.kernels.softmax import SOFTMAX_KERNELS
+
+KERNELS: tuple[Kernel, ...] = (*POWER_KERNELS, *LINEAR_KERNELS, *SOFTMAX_KERNELS, *FLA_KERNELS)
+
+ENTRY_POINT_GROUP = "powerbench.kernels"
+
+
+def available() -> Mapping[str, Kernel]:
+    """All contestants by name: the table's, then those of installed packages.
+
+    Raises UserError when an entry point does not load, is no Kernel, or takes a name that is taken.
+    """
+    table = {kernel.name: kernel for kernel in KERNELS}
+    for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
+        try:
+            kernel = entry.load()
+        except ImportError as error:
+            raise UserError(f"entry point {entry.value} of group {ENTRY_POINT_GROUP} does not load: {error}") from error
+        if not isinstance(kernel, Kernel):
+            raise UserError(f"entry point {entry.value} of group {ENTRY_POINT_GROUP} is no powerbench Kernel")
+        if kernel.name in table:
+            raise UserError(f"entry point {entry.value} adds a kernel {kernel.name!r}, but that name is taken")
+        table[kernel.name] = kernel
+    return table
+
+
+def select(names: tuple[str, ...]) -> list[Kernel]:
+    """The kernels that `--kernels` names, each a row (sdpa-cudnn) or a family (sdpa), in that order, each once.
+
+    Raises UserError naming what is allowed.
+    """
+    table = available()
+    families = dict.fromkeys(kernel.family for kernel in table.values())
+    chosen: dict[str, Kernel] = {}
+    for name in names:
+        members = [kernel for kernel in table.values() if name in (kernel.name, kernel.family)]
+        if not members:
+            raise UserError(
+                f"--kernels: {name!r} is no kernel and no family; families are {', '.join(families)}; "
+                f"kernels are {', '.join(table)}"
+            )
+        chosen.update((kernel.name, kernel) for kernel in members)
+    return list(chosen.values())

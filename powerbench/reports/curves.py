@@ -1,0 +1,183 @@
+"""Which measurements may be compared: settings, the curves in each, and the best curve of a group of kernels."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from powerbench.crossover import Crossover, context_text, crossover
+from powerbench.problem import PASSES
+from powerbench.reports.rows import Row, trusted
+
+# The first name of a kernel is its family; these are the groups that the answers speak of.
+POWER = ("power",)
+SOFTMAX = ("sdpa", "flash")
+LINEAR = ("linear", "fla")
+_FAMILY_ORDER = (*POWER, *LINEAR, *SOFTMAX)
+
+PASS_WORDS = {"fwd": "Forward", "bwd": "Backward", "fwd+bwd": "Forward + backward"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What contestants must share to be compared: the whole problem but its context, and how the batch goes with it.
+
+    batch: None where the sweep has one batch a context (constant, or batch times context constant), otherwise the
+    batch that this setting holds fixed.
+    """
+
+    pass_: str
+    dtype: str
+    head_dim: int
+    value_dim: int
+    heads: int
+    kv_heads: int
+    gated: bool
+    batch: int | None = None
+
+    @property
+    def text(self) -> str:
+        """Short name: pass, dtype, head dimension."""
+        return f"{PASS_WORDS.get(self.pass_, self.pass_)}, {self.dtype}, d = {self._dims}"
+
+    @property
+    def details(self) -> str:
+        """The rest of it: heads, gates, batch."""
+        heads = f"{self.heads} head{'s' * (self.heads != 1)}"
+        if self.kv_heads != self.heads:
+            heads += f" over {self.kv_heads} of k and v"
+        parts = [heads, "gated" if self.gated else "ungated"]
+        if self.batch is not None:
+            parts.append(f"batch {self.batch}")
+        return ", ".join(parts)
+
+    @property
+    def _dims(self) -> str:
+        return str(self.head_dim) if self.value_dim == self.head_dim else f"{self.head_dim} (values {self.value_dim})"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One contestant in one setting: a kernel at one degree, at each context with its fastest d_tile and chunk."""
+
+    kernel: str
+    p: int | None
+    family: str
+    points: dict[int, Row]  # context -> its best trusted row, ascending
+
+    @property
+    def label(self) -> str:
+        """Unique within a run."""
+        return self.kernel if self.p is None else f"{self.kernel}, p = {self.p}"
+
+    @property
+    def times_ms(self) -> dict[int, float]:
+        """Context in tokens -> median milliseconds."""
+        return {ctx: row.median_ms for ctx, row in self.points.items() if row.median_ms is not None}
+
+
+@dataclass(frozen=True)
+class Group:
+    """A setting with all its rows, and the curves through those that can be trusted."""
+
+    setting: Setting
+    rows: list[Row]
+    curves: list[Curve] = field(default_factory=list)
+
+    @property
+    def workload(self) -> str:
+        """How batch and context go together, for example `batch 1` or `batch x context = 64k tokens`."""
+        batches = {row.batch for row in self.rows}
+        tokens = {row.batch * row.ctx for row in self.rows}
+        if len(batches) == 1:
+            return f"batch {batches.pop()}"
+        if len(tokens) == 1:
+            return f"batch x context = {context_text(tokens.pop())} tokens"
+        return "a batch of its own at each context"
+
+
+def groups(all_rows: Sequence[Row]) -> list[Group]:
+    """The run split into settings, in a fixed order, each with its curves."""
+    plain: dict[Setting, list[Row]] = defaultdict(list)
+    for row in all_rows:
+        plain[_setting(row)].append(row)
+    result = []
+    for setting, members in plain.items():
+        batches: dict[int, set[int]] = defaultdict(set)
+        for row in members:
+            batches[row.ctx].add(row.batch)
+        if all(len(several) == 1 for several in batches.values()):
+            result.append(Group(setting, members, curves(members)))
+            continue
+        split: dict[Setting, list[Row]] = defaultdict(list)
+        for row in members:
+            split[_setting(row, row.batch)].append(row)
+        result.extend(Group(part, those, curves(those)) for part, those in split.items())
+    return sorted(result, key=lambda group: _order(group.setting))
+
+
+def curves(members: Iterable[Row]) -> list[Curve]:
+    """The curves through one setting's trusted rows: power first, then linear, softmax and the others."""
+    best: dict[tuple[str, int | None], dict[int, Row]] = defaultdict(dict)
+    for row in trusted(members):
+        points = best[row.kernel, row.p]
+        held = points.get(row.ctx)
+        if held is None or _time(row) < _time(held):
+            points[row.ctx] = row
+    found = [
+        Curve(kernel, p, next(iter(points.values())).family, dict(sorted(points.items())))
+        for (kernel, p), points in best.items()
+    ]
+    return sorted(found, key=_curve_order)
+
+
+def best_of(members: Iterable[Curve], families: Collection[str], p: int | None = None) -> dict[int, Row]:
+    """At each context the fastest row among the curves of these families, and of this degree where one is given."""
+    best: dict[int, Row] = {}
+    for curve in members:
+        if curve.family not in families or (p is not None and curve.p != p):
+            continue
+        for ctx, row in curve.points.items():
+            if ctx not in best or _time(row) < _time(best[ctx]):
+                best[ctx] = row
+    return dict(sorted(best.items()))
+
+
+def compare(a: dict[int, Row], b: dict[int, Row]) -> Crossover:
+    """Where the rows `a` become faster than the rows `b`."""
+    return crossover({ctx: _time(row) for ctx, row in a.items()}, {ctx: _time(row) for ctx, row in b.items()})
+
+
+def pairs(members: Sequence[Curve]) -> Iterator[tuple[Curve, Curve, Crossover]]:
+    """Every two curves once, the one that is faster at their largest shared context first."""
+    for i, first in enumerate(members):
+        for second in members[i + 1 :]:
+            between = compare(first.points, second.points)
+            if between.speedup is not None and between.speedup < 1:
+                yield second, first, compare(second.points, first.points)
+            else:
+                yield first, second, between
+
+
+def _time(row: Row) -> float:
+    if row.median_ms is None:
+        raise ValueError(f"{row.case_id} has no time")
+    return row.median_ms
+
+
+def _setting(row: Row, batch: int | None = None) -> Setting:
+    return Setting(row.pass_, row.dtype, row.head_dim, row.value_dim, row.heads, row.kv_heads, row.gated, batch)
+
+
+def _order(setting: Setting) -> tuple[object, ...]:
+    passes = PASSES.index(setting.pass_) if setting.pass_ in PASSES else len(PASSES)
+    return (
+        *(passes, setting.dtype, setting.head_dim, setting.value_dim, setting.heads, setting.kv_heads),
+        *(setting.gated, setting.batch or 0),
+    )
+
+
+def _curve_order(curve: Curve) -> tuple[int, str, int]:
+    rank = _FAMILY_ORDER.index(curve.family) if curve.family in _FAMILY_ORDER else len(_FAMILY_ORDER)
+    return rank, curve.kernel, curve.p or 0

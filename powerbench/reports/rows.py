@@ -1,0 +1,161 @@
+"""From measurements to rows: one flat, typed record a case, every statistic computed from the raw samples.
+
+All tables, figures and sentences are made from these rows, so that a number is the same wherever it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from powerbench.crossover import percent_text
+from powerbench.results.model import Measurement, Run
+from powerbench.results.statistics import median, median_interval
+from powerbench.roofline import Ceilings, Roof, roof
+
+
+class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
+    """One case. None: not applicable or not measured. Times in ms, rates per second, fractions of 1, sizes in tokens.
+
+    The field names (with `pass`) are the tidy frame's columns and a contract; new ones go to the end.
+    """
+
+    case_id: str
+    kernel: str
+    p: int | None
+    d_tile: int | None
+    chunk_size: int | None
+    ctx: int
+    batch: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+    pass_: str
+    status: str
+    reason: str | None  # why there is no number, or why it cannot be trusted
+    n: int  # samples
+    median_ms: float | None
+    ci_low_ms: float | None  # 95 % bootstrap interval of the median; None below five samples
+    ci_high_ms: float | None
+    tokens_per_s: float | None
+    useful_tflops: float | None
+    executed_tflops: float | None
+    intensity: float | None  # executed FLOPs per byte
+    bound: str | None
+    roof_fraction: float | None  # roofline time over measured time
+    mfu: float | None
+    hfu: float | None
+    peak_memory_mib: float | None
+    error: float | None
+    timer: str | None
+    config: str  # what tuning chose, as `name=value` pairs
+    family: str
+    value_dim: int
+    gated: bool
+    valid: bool  # a time that can be trusted: status ok and not above the roof
+    attainable_tflops: float | None  # executed TFLOP/s at the roof
+
+    @property
+    def params_text(self) -> str:
+        """The kernel's own parameters, for example `p = 2, d_tile = 16, chunk = 512`; empty when it has none."""
+        named = (("p", self.p), ("d_tile", self.d_tile), ("chunk", self.chunk_size))
+        return ", ".join(f"{name} = {value}" for name, value in named if value is not None)
+
+    @property
+    def interval_ms(self) -> tuple[float, float] | None:
+        """95 % bootstrap interval of the median; None below five samples."""
+        if self.ci_low_ms is None or self.ci_high_ms is None:
+            return None
+        return self.ci_low_ms, self.ci_high_ms
+
+    @property
+    def spread(self) -> float | None:
+        """The interval's larger half over the median: 0.02 reads as ± 2 %."""
+        if self.median_ms is None or self.interval_ms is None:
+            return None
+        low, high = self.interval_ms
+        return max(high - self.median_ms, self.median_ms - low) / self.median_ms
+
+
+COLUMNS: tuple[str, ...] = tuple(field.encode_name for field in msgspec.structs.fields(Row))
+
+
+def rows(run: Run) -> list[Row]:
+    """One row a measurement, in the order of the file."""
+    ceilings = run.header.ceilings
+    return [_row(measurement, ceilings) for measurement in run.measurements]
+
+
+def values(row: Row) -> list[object]:
+    """The row's values in the order of COLUMNS."""
+    return list(msgspec.structs.astuple(row))
+
+
+def trusted(all_rows: Iterable[Row]) -> list[Row]:
+    """The rows whose time may be compared."""
+    return [row for row in all_rows if row.valid]
+
+
+def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
+    case, cost = measurement.case, measurement.cost
+    problem, params = case.problem, case.params
+    time_ms = median(measurement.samples_ms) if measurement.samples_ms else None
+    low_ms, high_ms = median_interval(measurement.samples_ms) or (None, None)
+    under = _place(measurement, time_ms, ceilings)
+    seconds = time_ms / 1e3 if time_ms is not None else None
+    return Row(
+        case_id=case.case_id,
+        kernel=case.kernel,
+        p=params.p,
+        d_tile=params.d_tile,
+        chunk_size=params.chunk_size,
+        ctx=problem.seqlen,
+        batch=problem.batch,
+        heads=problem.heads,
+        kv_heads=problem.kv_heads,
+        head_dim=problem.head_dim,
+        dtype=problem.dtype,
+        pass_=case.pass_,
+        status=measurement.status,
+        reason=_reason(measurement, under),
+        n=len(measurement.samples_ms),
+        median_ms=time_ms,
+        ci_low_ms=low_ms,
+        ci_high_ms=high_ms,
+        tokens_per_s=problem.tokens / seconds if seconds else None,
+        useful_tflops=cost.useful_flops / seconds / 1e12 if seconds and measurement.launches else None,
+        executed_tflops=cost.executed_flops / seconds / 1e12 if seconds and measurement.launches else None,
+        intensity=cost.executed_flops / cost.bytes if cost.bytes > 0 else None,
+        bound=under.bound if under else None,
+        roof_fraction=under.roof_fraction if under else None,
+        mfu=under.mfu if under else None,
+        hfu=under.hfu if under else None,
+        peak_memory_mib=None if measurement.peak_memory_bytes is None else measurement.peak_memory_bytes / 2**20,
+        error=measurement.error,
+        timer=measurement.timer,
+        config=" ".join(f"{name}={value}" for name, value in measurement.config.items()),
+        family=case.kernel.partition("-")[0],
+        value_dim=problem.value_dim,
+        gated=problem.gated,
+        valid=time_ms is not None and (under is None or under.valid),
+        attainable_tflops=under.attainable_tflops if under else None,
+    )
+
+
+def _place(measurement: Measurement, time_ms: float | None, ceilings: Ceilings) -> Roof | None:
+    """Under the roof; None without a time, a ledger, or a ceiling for this dtype."""
+    cost = measurement.cost
+    if time_ms is None or cost.executed_flops <= 0 or cost.bytes <= 0:
+        return None
+    return roof(measurement.launches, measurement.case.problem.dtype, ceilings, time_ms / 1e3)
+
+
+def _reason(measurement: Measurement, under: Roof | None) -> str | None:
+    if measurement.status != "ok":
+        return measurement.message or "no reason was recorded"
+    if under is not None and not under.valid:
+        share = percent_text(under.roof_fraction)
+        return f"above the roof: {share} of what this machine can do; the ledger or the clock is wrong"
+    return measurement.message

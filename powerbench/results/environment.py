@@ -1,0 +1,58 @@
+"""Collects the `Environment` of a run: what a reader needs to judge its numbers or to measure them again."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from powerbench._version import __version__
+from powerbench.results.model import Environment
+
+if TYPE_CHECKING:
+    from powerbench.device import Device
+
+
+def collect(device: Device, contestants: Mapping[str, str | None]) -> Environment:
+    """Environment on `device`; `contestants` are kernel names and the version of the package behind each."""
+    import torch  # noqa: PLC0415  reports import this package without torch
+
+    cuda = device.type == "cuda"
+    versions = {name: version for name, version in contestants.items() if version is not None}
+    return Environment(
+        device=device.name,
+        device_type=device.type,
+        cores=torch.cuda.get_device_properties(0).multi_processor_count if cuda else torch.get_num_threads(),
+        memory_bytes=device.memory_bytes,
+        os=platform.platform(),
+        python=platform.python_version(),
+        cpu=f"{platform.machine()}, {os.cpu_count()} cores",
+        driver=_nvidia_driver() if cuda else None,
+        packages={"torch": str(torch.__version__), **versions},
+        commit=_commit(),
+        powerbench=__version__,
+    )
+
+
+def _nvidia_driver() -> str | None:
+    """The version line of the loaded NVIDIA kernel module."""
+    path = Path("/proc/driver/nvidia/version")
+    return path.read_text().splitlines()[0].partition(":")[2].strip() if path.exists() else None
+
+
+def _commit() -> str | None:
+    """powerbench's own commit, with -dirty where its tree was changed; None when it is not run from a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()

@@ -1,0 +1,241 @@
+"""Run files on disk: JSON Lines, the header first, one measurement a line, on disk before the next case starts.
+
+A line is complete when its newline is there. The only damage that a killed sweep can do is a half-written last line:
+reading leaves it out with a warning, resuming cuts it off. Everything else that is wrong with a file is an error.
+Fields that this version does not know are ignored, so that a later version may add some without a new schema number;
+a file of a newer schema is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import msgspec
+
+from powerbench.errors import UserError
+from powerbench.results.model import SCHEMA_VERSION, Header, Measurement, Run
+
+
+class StoreError(UserError):
+    """A run file that cannot be read or written; the message is one line: path, line number, what was wrong."""
+
+
+class _AnyHeader(msgspec.Struct, tag="header", tag_field="type"):
+    """What the header of every schema, past and future, is known to hold."""
+
+    schema: int
+
+
+class _Contents(NamedTuple):
+    header: Header
+    measurements: list[Measurement]
+    warnings: list[str]
+    size: int  # bytes of the file up to the end of its last good line
+    newline: bool  # is that line ended
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_measurement = msgspec.json.Decoder(Measurement).decode
+_decode_header = msgspec.json.Decoder(Header).decode
+_decode_any_header = msgspec.json.Decoder(_AnyHeader).decode
+
+
+def load(path: str | os.PathLike[str]) -> Run:
+    """Read a run file. Raises StoreError for anything but a good file with at most its last line half written."""
+    contents = _read(Path(path))
+    return Run(str(path), contents.header, tuple(contents.measurements), tuple(contents.warnings))
+
+
+class RunWriter:
+    """Appends measurements to a run file, each on disk before `append` returns. Also a context manager.
+
+    Made by `create` or `resume`.
+    """
+
+    def __init__(self, path: Path, header: Header, file: BinaryIO) -> None:
+        self.path = path
+        self.header = header
+        self._file = file
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], header: Header) -> RunWriter:
+        """Start a run file, with its folder. Raises StoreError when the file exists or cannot be written."""
+        path = Path(path)
+        with _os_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                file = path.open("xb")
+            except FileExistsError:
+                raise StoreError(f"{path}: exists already; resume it, or choose another name") from None
+            writer = cls(path, header, file)
+            try:
+                _lock(path, file)
+                writer._write(header)
+            except BaseException:
+                writer.close()
+                path.unlink()
+                raise
+        return writer
+
+    @classmethod
+    def resume(cls, path: str | os.PathLike[str]) -> tuple[RunWriter, Run]:
+        """Go on with a run file: a half-written last line is cut off. Raises StoreError as `load` does."""
+        path = Path(path)
+        with _os_errors(path):
+            file = path.open("r+b")
+            try:
+                _lock(path, file)
+                contents = _read(path)
+                writer = cls(path, contents.header, file)
+                writer._file.truncate(contents.size)
+                writer._file.seek(contents.size)
+                if not contents.newline:
+                    writer._write_bytes(b"\n")
+            except BaseException:
+                file.close()
+                raise
+        return writer, Run(str(path), contents.header, tuple(contents.measurements), tuple(contents.warnings))
+
+    def append(self, measurement: Measurement) -> None:
+        """Write one line and wait until it is on disk.
+
+        JSON has no NaN: the error of a row that is not ok (an output full of NaN) is stored as null when it is not
+        finite. Raises ValueError for a measurement that `load` would refuse, StoreError when the disk does.
+        """
+        if measurement.status != "ok" and measurement.error is not None and not math.isfinite(measurement.error):
+            measurement = msgspec.structs.replace(measurement, error=None)
+        fault = _fault(measurement)
+        if fault:
+            raise ValueError(f"{measurement.case_id}: {fault}")
+        with _os_errors(self.path):
+            self._write(measurement)
+
+    def close(self) -> None:
+        """Close the file; what was appended is on disk already."""
+        self._file.close()
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _write(self, record: Header | Measurement) -> None:
+        self._write_bytes(_encode(record) + b"\n")
+
+    def _write_bytes(self, line: bytes) -> None:
+        self._file.write(line)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _lock(path: Path, file: BinaryIO) -> None:
+    """Keep a second sweep off the file, where the file system can (some cluster file systems cannot)."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StoreError(f"{path}: another sweep is writing to it") from None
+    except OSError:
+        return
+
+
+@contextlib.contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror or error}") from error
+
+
+def _read(path: Path) -> _Contents:
+    with _os_errors(path):
+        data = path.read_bytes()
+    if not data:
+        raise StoreError(f"{path}: empty, not a run file")
+    lines = data.split(b"\n")
+    tail = lines.pop()  # what follows the last newline: nothing, unless the writer was killed
+    warnings: list[str] = []
+    size = len(data) - len(tail)
+    if tail and _is_json(tail):  # only its newline is missing
+        lines.append(tail)
+        size = len(data)
+    elif tail:
+        warnings.append(f"line {len(lines) + 1} is half written (the sweep was killed) and was left out")
+    if not lines:
+        raise StoreError(f"{path}: line 1: not a run file's header: {_first_words(tail)}")
+    header = _parse_header(path, lines[0])
+    found: dict[str, Measurement] = {}
+    repeated: dict[str, None] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        measurement = _parse_measurement(path, number, line)
+        if measurement.case_id in found:
+            repeated[measurement.case_id] = None
+        found[measurement.case_id] = measurement
+    if repeated:
+        warnings.append(f"measured more than once, the last one counts: {', '.join(repeated)}")
+    return _Contents(header, list(found.values()), warnings, size, newline=lines[-1] is not tail)
+
+
+def _parse_header(path: Path, line: bytes) -> Header:
+    try:
+        schema = _decode_any_header(line).schema
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise StoreError(f"{path}: line 1: not a run file's header: {_first_words(line)}") from None
+    if schema > SCHEMA_VERSION:
+        raise StoreError(
+            f"{path}: line 1: written by a newer powerbench (schema {schema}, this one reads up to {SCHEMA_VERSION})"
+        )
+    try:
+        header = _decode_header(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path}: line 1: {_one_line(error)}") from None
+    if not all(rate > 0 for rate in (header.ceilings.copy_bytes_per_s, *header.ceilings.matmul_flops_per_s.values())):
+        raise StoreError(f"{path}: line 1: a ceiling is not positive")
+    return header
+
+
+def _parse_measurement(path: Path, number: int, line: bytes) -> Measurement:
+    try:
+        measurement = _decode_measurement(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path}: line {number}: {_one_line(error)}") from None
+    fault = _fault(measurement)
+    if fault:
+        raise StoreError(f"{path}: line {number}: {fault}")
+    return measurement
+
+
+def _fault(measurement: Measurement) -> str | None:
+    """What contradicts the model's promise: samples exist, positive and finite, exactly where the status is ok."""
+    if (measurement.status == "ok") != bool(measurement.samples_ms):
+        return f"status {measurement.status} with {len(measurement.samples_ms)} samples"
+    if not all(0 < sample < math.inf for sample in measurement.samples_ms):
+        return "a sample is not a positive, finite time"
+    if not all(value is None or math.isfinite(value) for value in (measurement.error, measurement.tolerance)):
+        return "error and tolerance have to be finite"
+    problem = measurement.case.problem
+    sizes = (problem.batch, problem.seqlen, problem.heads, problem.kv_heads, problem.head_dim, problem.value_dim)
+    return None if min(sizes) > 0 else "a size of the problem is not positive"
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _first_words(line: bytes) -> str:
+    """The start of a line, printable whatever it holds."""
+    return repr(line[:40].decode("ascii", "replace")) + ("..." if len(line) > 40 else "")

@@ -1,0 +1,147 @@
+"""What the measuring commands share: suite, device and plan made from the selectors, then sweep, verify or dry run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from powerbench.device import Device, measure_ceilings, pick
+from powerbench.errors import UserError
+from powerbench.kernels.kernel import Kernel
+from powerbench.kernels.table import available, select
+from powerbench.problem import DTYPES
+from powerbench.results.environment import collect
+from powerbench.results.model import SCHEMA_VERSION, Header, Measurement, Run
+from powerbench.results.store import RunWriter, load
+from powerbench.roofline import Ceilings
+from powerbench.runner import DeviceLost, plan, run
+from powerbench.suites import Suite, load as load_suite
+from powerbench.suites.grammar import words
+from powerbench.terminal import Watcher, duration, outcome, print_plan
+
+
+@dataclass(frozen=True)
+class Session:
+    """A suite resolved for a device. `console` is where progress goes (standard error)."""
+
+    suite: Suite
+    kernels: list[Kernel]
+    device: Device
+    seed: int
+    console: Console
+
+    @classmethod
+    def prepare(cls, chosen: Mapping[str, Any], console: Console) -> Session:
+        """From the command line's selectors. Raises UserError for any that is bad, before anything is measured."""
+        given = {key: value for key, value in chosen.items() if value is not None}
+        seed, device_name = given.pop("seed"), given.pop("device")
+        base = load_suite(given.pop("suite")) if "suite" in given else Suite()
+        suite = base.override(given)
+        device = pick(device_name)
+        suite = suite.on(device.type)
+        list(suite.problems())  # raises where the selectors contradict each other
+        return cls(suite, select(suite.kernels or ()), device, seed, console)
+
+    def default_output(self) -> Path:
+        """results/<utc time>-<device>-<suite>.jsonl"""
+        return Path("results") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{self.device.slug}-{self.suite.name}.jsonl"
+
+    def ceilings(self) -> Ceilings:
+        """Measured now, for the dtypes of the suite."""
+        self.console.print(f"measuring the ceilings of {self.device.name} ...", markup=False)
+        return measure_ceilings(self.device, self.suite.dtype or ())
+
+    def dry_run(self, out: Console) -> None:
+        """Print the plan."""
+        print_plan(plan(self.suite, self.kernels, self.device, self.ceilings()), out)
+
+    def sweep(self, path: Path, command: str, *, resume: bool) -> Run:
+        """Measure every case that the run file does not hold yet; each is on disk the moment it is taken."""
+        writer, done = self._open(path, command, resume)
+        with writer:
+            planned = plan(self.suite, self.kernels, self.device, writer.header.ceilings, done)
+            total = duration(sum(item.total_seconds for item in planned))
+            self.console.print(f"{len(planned)} cases, about {total}, into {path}", markup=False, soft_wrap=True)
+            measured = 0
+            try:
+                with Watcher(planned, self.console) as watcher:
+                    for measurement in run(planned, self.device, self.seed, watcher):
+                        writer.append(measurement)
+                        measured += 1
+            except KeyboardInterrupt:
+                self._say_resumable(f"interrupted: {measured} of {len(planned)} cases are in {path}")
+                raise
+            except DeviceLost as error:
+                self._say_resumable(str(error))
+        return load(path)
+
+    def _say_resumable(self, what: str) -> None:
+        message = f"{what}; the same command with -o and --resume goes on from there"
+        self.console.print(message, markup=False, soft_wrap=True)
+
+    def _open(self, path: Path, command: str, resume: bool) -> tuple[RunWriter, set[str]]:
+        if resume and path.exists():
+            writer, earlier = RunWriter.resume(path)
+            for warning in earlier.warnings:
+                self.console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+            was = earlier.header
+            if (was.environment.device, was.seed) != (self.device.name, self.seed):
+                raise UserError(
+                    f"--resume: {path} was measured on {was.environment.device} with seed {was.seed}; "
+                    f"this is {self.device.name} with seed {self.seed}"
+                )
+            return writer, {measurement.case_id for measurement in earlier.measurements}
+        if path.exists():
+            raise UserError(f"{path} exists; go on with it by --resume, or name another file by -o")
+        header = Header(
+            schema=SCHEMA_VERSION,
+            command=command,
+            suite=self.suite.name,
+            seed=self.seed,
+            started=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            environment=collect(self.device, {kernel.name: kernel.version() for kernel in self.kernels}),
+            ceilings=self.ceilings(),
+        )
+        return RunWriter.create(path, header), set()
+
+    def verify(self, out: Console) -> list[Measurement]:
+        """Gate every case, print a row each, and return them."""
+        planned = plan(self.suite, self.kernels, self.device, self.ceilings())
+        table = Table(box=None, pad_edge=False)
+        for column in ("case", "result"):
+            table.add_column(column, overflow="fold")
+        with Watcher(planned, self.console) as watcher:
+            measurements = list(run(planned, self.device, self.seed, watcher, timed=False))
+        for measurement in measurements:
+            allowed = f" ({measurement.tolerance:.0e} allowed)" if measurement.status == "ok" else ""
+            table.add_row(measurement.case_id, outcome(measurement) + allowed)
+        out.print(table)
+        return measurements
+
+
+def print_kernels(out: Console) -> None:
+    """The table of contestants."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("kernel", "family", "version", "sweeps", "what it is"):
+        table.add_column(column, overflow="fold")
+    for kernel in available().values():
+        takes = ", ".join(name for name in ("p", "d_tile", "chunk_size") if name in kernel.takes)
+        table.add_row(kernel.name, kernel.family, kernel.version() or "not installed", takes, kernel.summary)
+    out.print(table)
+
+
+def print_ceilings(dtypes: str, device_name: str, out: Console) -> None:
+    """Measure and print the ceilings of a device."""
+    chosen = words(dtypes, "--dtype", DTYPES)
+    device = pick(device_name)
+    measured = measure_ceilings(device, chosen)
+    out.print(device.name, markup=False)
+    for dtype, rate in measured.matmul_flops_per_s.items():
+        out.print(f"matmul {dtype:5} {rate / 1e12:9.3f} TFLOP/s")
+    out.print(f"copy         {measured.copy_bytes_per_s / 1e9:9.1f} GB/s (read + written)")

@@ -1,0 +1,102 @@
+"""What a run shows while it goes: the plan, a progress bar with an ETA, or a line a case where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from powerbench.results.model import Measurement
+
+if TYPE_CHECKING:
+    from powerbench.runner import PlannedCase
+
+
+def duration(seconds: float) -> str:
+    """For people: 850 ms, 12 s, 3 min 20 s."""
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
+
+
+def median(samples_ms: Sequence[float]) -> float:
+    """The middle sample, for the line a case; stored runs get theirs from `powerbench.reports.frames`."""
+    return sorted(samples_ms)[len(samples_ms) // 2]
+
+
+def outcome(measurement: Measurement) -> str:
+    """One case's result in a few words."""
+    if measurement.status == "ok":
+        error = f"error {measurement.error:.1e}"
+        return f"{median(measurement.samples_ms):.3f} ms, {error}" if measurement.samples_ms else f"ok, {error}"
+    return f"{measurement.status}: {measurement.message}"
+
+
+class Watcher:
+    """The runner's observer on standard error. Its ETA scales the predicted times by how the past ones came out."""
+
+    def __init__(self, planned: Sequence[PlannedCase], console: Console) -> None:
+        self.console = console
+        self.total = len(planned)
+        self.count = 0
+        self.predicted_left = sum(item.total_seconds for item in planned)
+        self.predicted_done = 0.0
+        self.start = time.monotonic()
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("ETA {task.fields[eta]}"), console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self.task = self.progress.add_task("starting", total=self.total, eta=self.eta())
+
+    def eta(self) -> str:
+        """Time left, from the predictions and how far they were off so far."""
+        elapsed = time.monotonic() - self.start
+        correction = elapsed / self.predicted_done if self.predicted_done > 0 else 1.0
+        return duration(max(0.0, self.predicted_left * correction))
+
+    def __enter__(self) -> Watcher:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def started(self, planned: PlannedCase) -> None:
+        """Names the case in flight."""
+        self.progress.update(self.task, description=planned.case.case_id)
+
+    def finished(self, planned: PlannedCase, measurement: Measurement) -> None:
+        """Counts the case; without a terminal, prints its line."""
+        self.count += 1
+        self.predicted_left -= planned.total_seconds  # sums of floats: may end a hair below zero
+        self.predicted_done += planned.total_seconds
+        self.progress.update(self.task, advance=1, eta=self.eta())
+        if not self.console.is_terminal:
+            line = f"[{self.count}/{self.total}] {measurement.case_id}: {outcome(measurement)} (ETA {self.eta()})"
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_plan(planned: Sequence[PlannedCase], console: Console) -> None:
+    """The dry run: every case with its predicted time and memory, or why it would be skipped."""
+    table = Table(title=f"{len(planned)} cases", title_justify="left", box=None, pad_edge=False)
+    table.add_column("case", overflow="fold")
+    table.add_column("a call", justify="right")
+    table.add_column("in all", justify="right")
+    table.add_column("memory", justify="right")
+    table.add_column("skipped because", overflow="fold")
+    for item in planned:
+        numbers = ("", "", "") if item.reason else (
+            duration(item.call_seconds), duration(item.total_seconds), f"{item.memory_bytes / 2**20:.0f} MiB",
+        )  # fmt: skip
+        table.add_row(item.case.case_id, *numbers, item.reason or "")
+    console.print(table)
+    skipped = sum(item.reason is not None for item in planned)
+    total = duration(sum(item.total_seconds for item in planned))
+    console.print(f"{len(planned) - skipped} to measure in about {total}, {skipped} skipped.", highlight=False)

@@ -1,0 +1,68 @@
+"""How a callable is timed: the only file with clocks, events and cache flushes.
+
+* `perf_counter` (CPU): wall time of one call.
+* `events-cold` (CUDA): time between two events around one call. Before each call the L2 cache is overwritten by a
+  buffer of several times its size; that write is outside the events, and while the device is busy with it the host
+  already enqueues the call, which keeps launch overhead out of the number unless the call has very many launches.
+
+Every call is one sample; samples are kept raw and in order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+FLUSH_BYTES = 256 * 1024**2  # over four times the L2 of an H200 (60 MB); writing it takes about 60 us there
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When to stop: at least `min_samples`, then until `min_seconds` are measured or `max_samples` are taken."""
+
+    min_samples: int = 5
+    min_seconds: float = 0.5
+    max_samples: int = 100
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Milliseconds of single calls, in the order taken, and the timer that took them."""
+
+    ms: tuple[float, ...]
+    timer: str
+
+
+def time_call(call: Callable[[], object], device: torch.device, policy: Policy | None = None) -> Samples:
+    """Time `call` on `device`. The caller has warmed it up: nothing may compile or tune in here."""
+    policy = policy or Policy()
+    sample, timer = (_cuda_sample, "events-cold") if device.type == "cuda" else (_cpu_sample, "perf_counter")
+    ms: list[float] = []
+    while len(ms) < policy.min_samples or (sum(ms) < policy.min_seconds * 1e3 and len(ms) < policy.max_samples):
+        ms.append(sample(call, device))
+    return Samples(tuple(ms), timer)
+
+
+def _cpu_sample(call: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _cuda_sample(call: Callable[[], object], device: torch.device) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    _flush_buffer(device).zero_()
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))
+
+
+@lru_cache(maxsize=1)
+def _flush_buffer(device: torch.device) -> torch.Tensor:
+    return torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)

@@ -1,0 +1,62 @@
+"""Contestants made for the tests: one that is right, and ones that go wrong in every way a kernel can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from powerbench.cost import Cost, Launch
+from powerbench.device import Device
+from powerbench.kernels.kernel import Forward, Inputs, Kernel
+from powerbench.problem import Case, Params, Problem
+from powerbench.roofline import Ceilings
+
+CPU = Device("cpu", "a test CPU", 2**30)
+CEILINGS = Ceilings({"fp32": 1e11, "bf16": 2e11, "fp64": 5e10}, 1e10)
+PROBLEM = Problem(2, 40, 4, 2, 8, 8, "fp32", True)
+
+
+def softmax(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tensor | None) -> torch.Tensor:
+    """Causal softmax attention as plainly as it can be written; GQA by repetition."""
+    k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], dim=2) for t in (k, v))
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) / q.shape[-1] ** 0.5
+    mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril()
+    return torch.einsum("bhij,bjhe->bihe", scores.masked_fill(~mask, float("-inf")).softmax(-1), v)
+
+
+def _reference(case: Case, inputs: Inputs, rows: torch.Tensor) -> torch.Tensor:
+    return softmax(inputs.q, inputs.k, inputs.v, None)[:, rows]
+
+
+def fake(name: str, forward: Forward = softmax, reason: str | None = None, **changes: Any) -> Kernel:
+    """A kernel of family `fake`, right unless `forward` is not."""
+    fields: dict[str, Any] = {
+        "name": name,
+        "family": "fake",
+        "summary": "made for a test",
+        "takes": frozenset(),
+        "gated": False,
+        "version": lambda: "1",
+        "resolve": lambda problem, params, device_type: Params(),
+        "unsupported": lambda case, device_type: reason,
+        "prepare": lambda case: forward,
+        "reference": _reference,
+        "launches": lambda case: (Launch("forward", Cost(1000, 2000, 500)),),
+        "workspace_bytes": lambda case: 0,
+    }
+    return Kernel(**{**fields, **changes})
+
+
+def raising(error: BaseException) -> Callable[..., torch.Tensor]:
+    """A forward that raises."""
+
+    def forward(*_: object) -> torch.Tensor:
+        raise error
+
+    return forward
+
+
+THEIRS = fake("theirs")  # what entry points of the tests name
+THIEF = fake("power-torch")

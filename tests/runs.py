@@ -1,0 +1,155 @@
+"""Synthetic runs for the tests: made of formulas, so that what they must show is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from powerbench.cost import Cost, Launch
+from powerbench.problem import Case, DType, Params, Pass, Problem
+from powerbench.results.model import SCHEMA_VERSION, Environment, Header, Measurement, Run, Status
+from powerbench.roofline import Ceilings
+
+POWERS_OF_TWO = (1024, 2048, 4096, 8192, 16384)
+
+
+def header(device: str = "Intel Xeon (8 cores)", peak: float = 4e11, bandwidth: float = 2e10) -> Header:
+    """A header of a CPU run, or of anything else with other ceilings."""
+    gpu = device.startswith("NVIDIA")
+    environment = Environment(
+        device=device,
+        device_type="cuda" if gpu else "cpu",
+        cores=132 if gpu else 8,
+        memory_bytes=141 * 2**30 if gpu else 32 * 2**30,
+        os="Linux 6.1.0",
+        python="3.12.4",
+        cpu="Intel Xeon Platinum 8488C",
+        driver="570.86.15" if gpu else None,
+        packages={"torch": "2.13.0", **({"triton": "3.9.0", "flash-attn-4": "4.0.0"} if gpu else {})},
+        commit="0123456789abcdef",
+        powerbench="0.1.0",
+    )
+    return Header(
+        schema=SCHEMA_VERSION,
+        command="powerbench sweep --p 2 --ctx 1k..16k --dtype fp32 -o out/cpu.jsonl",
+        suite="custom",
+        seed=0,
+        started="2026-01-02T03:04:05Z",
+        environment=environment,
+        ceilings=Ceilings({"fp32": peak / 2, "bf16": peak}, bandwidth),
+    )
+
+
+def problem(ctx: int, *, tokens: int | None = None, dtype: DType = "fp32", gated: bool = False) -> Problem:
+    """Eight heads of 64; batch 1, or what fills `tokens`."""
+    batch = 1 if tokens is None else max(1, tokens // ctx)
+    return Problem(batch, ctx, 8, 8, 64, 64, dtype, gated)
+
+
+def measurement(
+    kernel: str,
+    ctx: int,
+    ms: float | None,
+    *,
+    params: Params | None = None,
+    pass_: Pass = "fwd",
+    status: Status = "ok",
+    message: str | None = None,
+    noise: float = 0.01,
+    n: int = 7,
+    flops: float | None = None,
+    moved: float | None = None,
+    tokens: int | None = None,
+    dtype: DType = "fp32",
+    config: dict[str, str] | None = None,
+) -> Measurement:
+    """One case of `ms` milliseconds with `n` noisy samples; without `ms`, a row of another status."""
+    case = Case(problem(ctx, tokens=tokens, dtype=dtype), kernel, params or Params(), pass_)
+    if ms is None:
+        return Measurement(case=case, status=status, message=message)
+    samples = ms * (1 + noise * np.random.default_rng(len(case.case_id)).standard_normal(n))
+    useful = int(flops if flops is not None else 1e6 * ctx)
+    launch = Launch("whole", Cost(useful, int(1.25 * useful), int(moved if moved is not None else 4096 * ctx)))
+    return Measurement(
+        case=case,
+        status=status,
+        samples_ms=tuple(float(sample) for sample in np.abs(samples)),
+        timer="perf_counter",
+        launches=(launch,),
+        error=3.1e-6,
+        tolerance=1e-4,
+        peak_memory_bytes=2**20 * 96,
+        config=config or {},
+        message=message,
+    )
+
+
+def run(measurements: Iterable[Measurement], of: Header | None = None, warnings: Sequence[str] = ()) -> Run:
+    """A run as `load` would give it."""
+    return Run("out/synthetic.jsonl", of or header(), tuple(measurements), tuple(warnings))
+
+
+def cpu_run(contexts: Sequence[int] = POWERS_OF_TWO) -> Run:
+    """power-torch linear in the context, sdpa-cpu quadratic: they cross at 5120 tokens; linear-torch always wins."""
+    found = []
+    for ctx in contexts:
+        found += [
+            measurement(
+                "sdpa-cpu", ctx, 400 * (ctx / 5120) ** 2, flops=2.0 * 8 * ctx**2 * 64, moved=4 * 8 * 64 * 4 * ctx
+            ),
+            measurement("power-torch", ctx, 400 * ctx / 5120, params=Params(2, 16, 256), flops=2.7e6 * ctx),
+            measurement("linear-torch", ctx, 20 * ctx / 5120, params=Params(1, None, 128), flops=1.3e5 * ctx),
+            measurement(
+                "power-triton", ctx, None, params=Params(2), status="unsupported", message="power-triton needs a GPU"
+            ),
+        ]
+    return run(found)
+
+
+def _gpu_case(kernel: str, ctx: int, pass_: Pass, tokens: int, params: Params, *, tiles: float = 1.0) -> Measurement:
+    """One H200-like bf16 case; quadratic for softmax, linear for the rest; degree 3 runs out of memory at the end."""
+    work = {"fwd": 1.0, "bwd": 2.5, "fwd+bwd": 3.5}[pass_]
+    if kernel == "flash-2":
+        why = "flash-attn is not installed (pip install flash-attn)"
+        return measurement(
+            kernel, ctx, None, pass_=pass_, tokens=tokens, dtype="bf16", status="unsupported", message=why
+        )
+    if params.p == 3 and ctx >= 65536:
+        why = "CUDA out of memory: tried to allocate 96.00 GiB"
+        return measurement(
+            kernel, ctx, None, pass_=pass_, tokens=tokens, dtype="bf16", params=params, status="oom", message=why
+        )
+    if kernel == "fla-chunk" and pass_ != "fwd":
+        why = "output is wrong: relative error 0.31, allowed 0.02 <b>see docs</b>"
+        return measurement(kernel, ctx, None, pass_=pass_, tokens=tokens, dtype="bf16", status="wrong", message=why)
+    softmax = kernel.startswith(("sdpa", "flash"))
+    degree = {1: 0.15, 2: 1.0, 3: 8.0}.get(params.p or 1, 1.0)
+    flops = work * tokens * 8 * (2.0 * ctx * 64 if softmax else 2.6e5 * degree)
+    speed = {"sdpa-flash": 3.5e14, "sdpa-cudnn": 4.9e14, "flash-4": 6.2e14, "power-triton": 3.1e14}.get(kernel, 1.2e14)
+    ms = (flops / (speed * (0.9 if ctx < 8192 else 1)) * 1e3 + 0.02) * tiles
+    config = {"BLOCK_M": "128", "num_warps": "8"} if kernel.endswith("triton") else {}
+    return measurement(
+        kernel, ctx, ms, params=params, pass_=pass_, tokens=tokens, dtype="bf16", flops=flops, n=20, config=config,
+        moved=tokens * 8 * 64 * 2 * 4, noise=0.004,
+    )  # fmt: skip
+
+
+def gpu_run(passes: Sequence[Pass] = ("fwd", "fwd+bwd"), tokens: int = 131072, doublings: int = 7) -> Run:
+    """An H200-like run: many kernels, d_tile x chunk swept, rows of several statuses, one impossible time."""
+    found = []
+    for pass_ in passes:
+        for ctx in (1024 << i for i in range(doublings + 1)):
+            for kernel in ("sdpa-flash", "sdpa-cudnn", "flash-4", "flash-2"):
+                found.append(_gpu_case(kernel, ctx, pass_, tokens, Params()))
+            found.append(_gpu_case("linear-triton", ctx, pass_, tokens, Params(1, None, 256)))
+            found.append(_gpu_case("fla-chunk", ctx, pass_, tokens, Params()))
+            for p in (2, 3):
+                for d_tile in (8, 16, 32):
+                    for chunk in (256, 512, 1024, 2048):
+                        price = 1 + 0.12 * abs(np.log2(d_tile / 16)) + 0.06 * abs(np.log2(chunk / 1024))
+                        found.append(
+                            _gpu_case("power-triton", ctx, pass_, tokens, Params(p, d_tile, chunk), tiles=float(price))
+                        )
+    found.append(_gpu_case("sdpa-math", 4096, passes[0], tokens, Params(), tiles=0.01))
+    return run(found, header("NVIDIA H200", peak=7.9e14, bandwidth=4.1e12))

@@ -1,0 +1,250 @@
+"""The command line as a user meets it: one process a command, small problems, no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+SMALL = ["--p", "2", "--ctx", "64,128,256", "--head-dim", "16", "--device", "cpu"]
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-c", "from powerbench.cli import main; main()", *args]
+
+
+def powerbench(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*args), cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def case_ids(path: Path) -> list[str]:
+    from powerbench.results.store import load
+
+    return [measurement.case_id for measurement in load(path).measurements]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """One small sweep that several tests look at: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("sweep")
+    done = powerbench("sweep", *SMALL, "-o", "run.jsonl", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_sweep_prints_a_table_an_answer_and_the_report_command(swept):
+    _, done = swept
+    for word in ("power-torch", "linear-torch", "sdpa-cpu", "256", "tokens/s"):
+        assert word in done.stdout
+    assert "report: powerbench report run.jsonl" in done.stdout
+    assert "power attention" in done.stdout
+    assert "ETA" in done.stderr
+
+
+def test_the_run_file_holds_raw_samples_and_what_made_them(swept):
+    folder, _ = swept
+    header, *rows = lines(folder / "run.jsonl")
+    assert header["type"] == "header"
+    assert header["command"].endswith("sweep --p 2 --ctx 64,128,256 --head-dim 16 --device cpu -o run.jsonl")
+    assert header["ceilings"]["matmul_flops_per_s"]["fp32"] > 1e9
+    assert {row["status"] for row in rows} == {"ok"}
+    assert all(len(row["samples_ms"]) >= 5 and row["error"] < row["tolerance"] for row in rows)
+    assert len(rows) == 9
+
+
+@pytest.mark.parametrize("format_", ["table", "csv", "json", "markdown"])
+def test_show(swept, format_):
+    folder, _ = swept
+    done = powerbench("show", "run.jsonl", "--format", format_, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "power-torch" in done.stdout
+    if format_ == "json":
+        records = json.loads(done.stdout)
+        assert len(records) == 9
+        contract = (
+            "case_id kernel p d_tile chunk_size ctx batch heads kv_heads head_dim dtype pass status reason n median_ms "
+            "ci_low_ms ci_high_ms tokens_per_s useful_tflops executed_tflops intensity bound roof_fraction mfu hfu "
+            "peak_memory_mib error timer config"
+        ).split()
+        assert set(contract) <= set(records[0])
+
+
+def test_report(swept):
+    folder, _ = swept
+    done = powerbench("report", "run.jsonl", "-o", "page.html", "--static", "figures", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "power-torch" in (folder / "page.html").read_text()
+    assert list((folder / "figures").glob("*.png"))
+    assert list((folder / "figures").glob("*.svg"))
+
+
+def test_sweep_does_not_overwrite_and_resume_measures_nothing_twice(swept):
+    folder, _ = swept
+    before = (folder / "run.jsonl").read_bytes()
+    again = powerbench("sweep", *SMALL, "-o", "run.jsonl", cwd=folder)
+    assert again.returncode == 2
+    assert "run.jsonl exists" in again.stderr
+    resumed = powerbench("sweep", *SMALL, "-o", "run.jsonl", "--resume", cwd=folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "0 cases" in resumed.stderr
+    assert (folder / "run.jsonl").read_bytes() == before
+
+
+def test_resume_refuses_another_seed(swept):
+    folder, _ = swept
+    done = powerbench("sweep", *SMALL, "--seed", "1", "-o", "run.jsonl", "--resume", cwd=folder)
+    assert done.returncode == 2
+    assert "with seed 0; this is" in done.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_sweep_resumes_to_the_uninterrupted_plan(swept, tmp_path, how):
+    folder, _ = swept
+    process = subprocess.Popen(
+        command("sweep", *SMALL, "-o", "run.jsonl"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    path = tmp_path / "run.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (path.exists() and path.read_bytes().count(b"\n") >= 4):
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, stderr = process.communicate(timeout=60)
+    kept = path.read_bytes().count(b"\n") - 1
+    assert 3 <= kept < 9, "the sweep must be cut off half way for this test to mean anything"
+    if how is signal.SIGINT:
+        assert process.returncode == 130
+        assert f"interrupted: {kept} of 9 cases are in run.jsonl" in stderr.decode()
+        assert "Traceback" not in stderr.decode()
+    with path.open("ab") as file:  # as if killed in the middle of a line
+        file.write(b'{"type":"measurement","case":{"prob')
+    resumed = powerbench("sweep", *SMALL, "-o", "run.jsonl", "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"{9 - kept} cases" in resumed.stderr
+    ids = case_ids(path)
+    assert ids == case_ids(folder / "run.jsonl")
+    assert len(ids) == len(set(ids)) == len(lines(path)) - 1
+
+
+def test_a_truncated_file_loads_with_a_warning(swept, tmp_path):
+    folder, _ = swept
+    whole = (folder / "run.jsonl").read_bytes()
+    (tmp_path / "cut.jsonl").write_bytes(whole[:-40])
+    done = powerbench("show", "cut.jsonl", "--format", "json", cwd=tmp_path)
+    assert done.returncode == 0
+    assert len(json.loads(done.stdout)) == 8
+    assert "powerbench: warning: " in done.stderr
+
+
+def test_dry_run_measures_nothing_and_says_what_would_be_skipped(tmp_path):
+    done = powerbench("sweep", *SMALL, "--kernels", "power-torch,flash-2", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "3 to measure in about" in done.stdout
+    assert "3 skipped" in done.stdout
+    assert "MiB" in done.stdout
+    assert "needs a CUDA device" in " ".join(done.stdout.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify(tmp_path):
+    done = powerbench("verify", *SMALL, "--p", "1,2,3", "--pass", "fwd,bwd", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "power-torch/p3" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_where_nothing_can_run_exits_1(tmp_path):
+    done = powerbench("sweep", *SMALL, "--kernels", "flash-2", "-o", "run.jsonl", cwd=tmp_path)
+    assert done.returncode == 1
+    assert {row["status"] for row in lines(tmp_path / "run.jsonl")[1:]} == {"unsupported"}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["sweep", "--p", "0"], "--p: '0' is not a positive integer"),
+        (["sweep", "--ctx", "12x"], "--ctx: '12x' is not a positive integer"),
+        (["sweep", "--d-tile", "7"], "--d-tile: 7 does not divide head dimension 64"),
+        (["sweep", "--kernels", "nope"], "--kernels: 'nope' is no kernel and no family"),
+        (["sweep", "--device", "tpu"], "--device: 'tpu' is not one of auto, cpu, cuda"),
+        (["sweep", "--dtype", "fp8"], "--dtype: 'fp8' is not one of bf16, fp16, fp32, fp64"),
+        (["sweep", "--pass", "sideways"], "--pass: 'sideways' is not one of fwd, bwd, fwd+bwd"),
+        (["sweep", "--batch", "2", "--tokens", "4k"], "--batch and --tokens exclude each other"),
+        (["sweep", "--heads", "8", "--kv-heads", "3"], "--kv-heads"),
+        (["sweep", "--suite", "nope"], "--suite: 'nope' is neither a TOML file nor one of"),
+        (["sweep", "--resume"], "--resume: name the run file"),
+        (["sweep", "--seed", "-1"], "--seed"),
+        (["sweep", "--frobnicate"], "No such option"),
+        (["sweep", "-o", "folder/"], "folder"),
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["show", "gone.jsonl"], "gone.jsonl"),
+        (["show", "junk.jsonl"], "junk.jsonl"),
+        (["show", "empty.jsonl"], "empty.jsonl"),
+        (["show", "folder"], "folder"),
+        (["report"], "Missing argument"),
+        (["report", "half.jsonl"], "half.jsonl"),
+        (["sweep", "-o", "junk.jsonl", "--resume"], "junk.jsonl"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(tmp_path, args, message):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "junk.jsonl").write_bytes(b"\x00\xff not json\n")
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "half.jsonl").write_text('{"type":"header","schema":1,"comm')
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
+    done = powerbench(*args, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    error = [line for line in done.stderr.splitlines() if not line.startswith("measuring the ceilings")]
+    assert len(error) == 1, done.stderr
+    assert error[0].startswith("powerbench: error: ")
+    assert message in error[0]
+    assert before == {path: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_device_cuda_without_one(tmp_path):
+    done = powerbench("sweep", "--device", "cuda", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "torch sees no CUDA device here" in done.stderr
+
+
+def test_list_kernels_and_suites(tmp_path):
+    kernels = powerbench("list", "kernels", cwd=tmp_path)
+    assert kernels.returncode == 0, kernels.stderr
+    for name in ("power-triton", "power-torch", "linear-torch", "sdpa-cudnn", "flash-4", "fla-simple-gla"):
+        assert name in kernels.stdout
+    assert "not installed" in kernels.stdout
+    suites = powerbench("list", "suites", cwd=tmp_path)
+    assert "smoke" in suites.stdout
+
+
+def test_ceilings(tmp_path):
+    done = powerbench("ceilings", "--dtype", "fp32", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "matmul fp32" in done.stdout
+    assert "GB/s" in done.stdout
+
+
+def test_the_reader_of_a_pipe_may_leave(swept):
+    folder, _ = swept
+    shell = f"{' '.join(map(repr, command('show', 'run.jsonl', '--format', 'csv')))} | head -n 1"
+    done = subprocess.run(["bash", "-c", shell], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_output(tmp_path):
+    tmp_path.chmod(0o500)
+    done = powerbench("sweep", *SMALL, "-o", "run.jsonl", cwd=tmp_path)
+    assert done.returncode == 2

@@ -1,0 +1,95 @@
+"""Imports point one way, and what reads runs needs no torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "powerbench"
+TORCH_FREE = [
+    "powerbench", "powerbench.cli", "powerbench.problem", "powerbench.cost", "powerbench.roofline",
+    "powerbench.crossover", "powerbench.suites", "powerbench.results.model", "powerbench.results.store",
+    "powerbench.reports.frames", "powerbench.reports.show", "powerbench.reports.page", "powerbench.reports.static",
+    "powerbench.kernels.power.feature_map", "powerbench.kernels.power.cost", "powerbench.kernels.power.choose",
+]  # fmt: skip
+# Which parts of the package a part may import. `cli` and `session`, at the top, may import all.
+BASE = {"problem", "cost", "errors", "_version"}
+ALLOWED = {
+    "problem": set(),
+    "cost": set(),
+    "errors": set(),
+    "roofline": {"cost"},
+    "crossover": BASE,
+    "suites": BASE | {"kernels.kernel"},
+    "results": BASE | {"roofline", "device"},
+    "reports": BASE | {"results", "roofline", "crossover"},
+    "timing": BASE,
+    "kernels": BASE,
+    "device": BASE | {"kernels.kernel", "roofline", "timing"},
+    "gate": BASE | {"kernels"},
+    "runner": BASE | {"suites", "timing", "device", "kernels", "results", "roofline", "gate"},
+    "terminal": BASE | {"results", "runner"},
+}
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'triton' in sys.modules)"
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr or f"{module} imports torch or triton"
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['powerbench', '--help']\n"
+        "from powerbench.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'plotly', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = run_python(code)
+        times.append(time.perf_counter() - start)
+    assert done.returncode == 0, done.stderr
+    assert min(times) < 0.4
+
+
+def _imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("powerbench"):
+            names |= {node.module} if node.module != "powerbench" else {f"powerbench.{a.name}" for a in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.startswith("powerbench")}
+    return {name.removeprefix("powerbench.") for name in names}
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_point_one_way(part):
+    path = PACKAGE / part
+    files = list(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    assert files
+    for file in files:
+        for name in _imports(file):
+            top = name.split(".")[0]
+            fine = top == part or any(name == allowed or name.startswith(f"{allowed}.") for allowed in ALLOWED[part])
+            assert fine, f"{file.relative_to(ROOT)} imports powerbench.{name}"
+
+
+def test_every_part_is_covered():
+    parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert parts - set(ALLOWED) == {"__init__", "_version", "cli", "session"}

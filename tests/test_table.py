@@ -1,0 +1,75 @@
+"""The table of contestants: complete, consistent, open to other packages."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from powerbench.errors import UserError
+from powerbench.kernels import table
+from powerbench.problem import Case, Params, Problem
+from tests.fakes import THEIRS
+
+
+
+def entry(monkeypatch, value):
+    point = EntryPoint("theirs", value, table.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(table, "entry_points", lambda group: [point] if group == point.group else [])
+
+
+def test_rows_and_families():
+    names = [kernel.name for kernel in table.KERNELS]
+    assert len(names) == len(set(names))
+    expected = {
+        "power-triton", "power-torch", "linear-triton", "linear-torch", "sdpa-cpu", "sdpa-flash", "sdpa-cudnn",
+        "sdpa-efficient", "flash-2", "flash-3", "flash-4", "fla-linear", "fla-simple-gla",
+    }  # fmt: skip
+    assert expected <= set(names)
+    assert [kernel.name for kernel in table.select(("linear", "sdpa-cpu"))] == [
+        "linear-triton", "linear-torch", "sdpa-cpu",
+    ]  # fmt: skip
+    assert not set(names) & {kernel.family for kernel in table.KERNELS}
+
+
+@pytest.mark.parametrize("kernel", table.KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_every_record_answers_about_every_case(kernel, device_type):
+    """No contestant may raise when asked about a case, whatever is installed here."""
+    for pass_ in ("fwd", "bwd", "fwd+bwd"):
+        for head_dim in (8, 24, 64, 512):
+            problem = Problem(1, 100, 4, 2, head_dim, 64, "bf16", True)
+            params = kernel.resolve(problem, Params(), device_type)
+            case = Case(problem, kernel.name, params, pass_)
+            reason = kernel.unsupported(case, device_type)
+            assert reason is None or (reason and "\n" not in reason)
+            if reason is None:
+                launches = kernel.launches(case)
+                assert launches
+                assert all(launch.cost.executed_flops >= launch.cost.useful_flops >= 0 for launch in launches)
+                assert all(launch.cost.bytes > 0 for launch in launches)
+                assert kernel.workspace_bytes(case) >= 0
+
+
+def test_select_refuses_with_what_is_allowed():
+    with pytest.raises(UserError, match="'nope' is no kernel and no family; families are power, linear, sdpa"):
+        table.select(("nope",))
+
+
+def test_another_package_adds_a_kernel(monkeypatch):
+    entry(monkeypatch, "tests.fakes:THEIRS")
+    assert table.select(("theirs",)) == [THEIRS]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("tests.fakes:PROBLEM", "is no powerbench Kernel"),
+        ("tests.fakes:THIEF", "that name is taken"),
+        ("not_a_module_at_all:X", "does not load"),
+    ],
+)
+def test_a_bad_entry_point_is_named(monkeypatch, value, message):
+    entry(monkeypatch, value)
+    with pytest.raises(UserError, match=message):
+        table.available()
