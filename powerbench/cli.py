@@ -132,14 +132,14 @@ def report(runs: tuple[str, ...], output: str | None, static: str | None) -> Non
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_page(loaded, page)
-        click.echo(f"page: {page}")
+        written = [f"page: {page}"]
         if static:
             from powerbench.reports.static import write_static  # noqa: PLC0415
 
-            for path in write_static(loaded, Path(static)):
-                click.echo(f"figure: {path}")
+            written += [f"figure: {path}" for path in write_static(loaded, Path(static))]
     except OSError as error:
         raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
+    click.echo("\n".join(written))
 
 
 @cli.group("list")

@@ -15,7 +15,7 @@ from powerbench.roofline import Ceilings
 from powerbench.timing import Policy, time_call
 
 # A few shapes, the best counts: libraries differ in which size they like. FLOPs of one call stay below two seconds.
-MATMUL_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+MATMUL_SIZES = {"cpu": (256, 512, 1024, 2048), "cuda": (4096, 8192)}
 COPY_BYTES = {"cpu": 256 * 1024**2, "cuda": 2 * 1024**3}
 CEILING_POLICY = Policy(min_samples=10, min_seconds=0.3, max_samples=100)
 

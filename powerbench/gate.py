@@ -14,6 +14,7 @@ because single rows may be exactly zero (the first query of normalised attention
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -48,7 +49,7 @@ def memory_bytes(case: Case) -> int:
 
 
 def sample_rows(problem: Problem, seed: int) -> torch.Tensor:
-    """Query positions [R], ascending: both ends, some block boundaries, the rest drawn at random; all when T is short."""
+    """Query positions [R], ascending: both ends, block boundaries, the rest drawn at random; all when T is short."""
     T = problem.seqlen
     per_row = problem.batch * problem.heads * T
     number = min(T, max(MIN_ROWS, REFERENCE_ELEMENTS // per_row))
@@ -76,7 +77,7 @@ def worst_error(kernel: Kernel, case: Case, inputs: Inputs, forward: Forward, se
     masked = torch.zeros_like(inputs.dy).index_copy_(1, rows, inputs.dy[:, rows])
     errors.append(_error(gradients(inputs.dy)[0][:, rows], want_q[:, rows]))
     errors += [_error(got, want) for got, want in zip(gradients(masked)[1:], want_rest, strict=True)]
-    return max(errors, key=lambda error: (error != error, error))  # a nan is the worst of all
+    return max(errors, key=lambda error: (math.isnan(error), error))  # a nan is the worst of all
 
 
 def differentiable(kernel: Kernel, inputs: Inputs, forward: Forward) -> tuple[torch.Tensor, Gradients]:

@@ -27,6 +27,15 @@ class Ceilings(msgspec.Struct, frozen=True):
     copy_bytes_per_s: float
     source: str = "measured"
 
+    def or_better(self, other: Ceilings) -> Ceilings:
+        """The best of two measurements: other load only ever takes from what a machine can do."""
+        mine, theirs = self.matmul_flops_per_s, other.matmul_flops_per_s
+        return Ceilings(
+            {dtype: max(mine.get(dtype, 0.0), theirs.get(dtype, 0.0)) for dtype in mine | theirs},
+            max(self.copy_bytes_per_s, other.copy_bytes_per_s),
+            self.source,
+        )
+
 
 class Roof(msgspec.Struct, frozen=True):
     """Where one measured time stands against the ceilings. Fractions are of 1; above 1.02 the point is invalid."""

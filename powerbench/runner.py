@@ -23,7 +23,7 @@ ASSUMED_ROOF_FRACTION = 0.25
 SLOW_GATES = 6.9  # log_g = logsigmoid(randn + 6.9): half-life about 700 tokens, so that a wrong state is seen
 
 
-class DeviceLost(RuntimeError):
+class DeviceLostError(RuntimeError):
     """The device no longer answers, after an illegal access for example: this process can measure nothing more."""
 
 
@@ -110,7 +110,7 @@ def run(
 ) -> Iterator[Measurement]:
     """Measure the planned cases one by one; a failure of one is its row, not the end.
 
-    `timed` False gates for correctness only. Raises DeviceLost when nothing more can be measured in this process.
+    `timed` False gates for correctness only. Raises DeviceLostError when nothing more can be measured in this process.
     """
     inputs: Inputs | None = None
     problem: Problem | None = None
@@ -190,4 +190,4 @@ def _check_device(measurement: Measurement) -> None:
     try:
         torch.cuda.synchronize()
     except RuntimeError as error:
-        raise DeviceLost(f"the device is lost after {measurement.case_id}: {_first_line(error)}") from error
+        raise DeviceLostError(f"the device is lost after {measurement.case_id}: {_first_line(error)}") from error

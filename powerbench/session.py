@@ -20,8 +20,9 @@ from powerbench.results.environment import collect
 from powerbench.results.model import SCHEMA_VERSION, Header, Measurement, Run
 from powerbench.results.store import RunWriter, load
 from powerbench.roofline import Ceilings
-from powerbench.runner import DeviceLost, plan, run
-from powerbench.suites import Suite, load as load_suite
+from powerbench.runner import DeviceLostError, plan, run
+from powerbench.suites import Suite
+from powerbench.suites import load as load_suite
 from powerbench.suites.grammar import words
 from powerbench.terminal import Watcher, duration, outcome, print_plan
 
@@ -63,9 +64,14 @@ class Session:
 
     def sweep(self, path: Path, command: str, *, resume: bool) -> Run:
         """Measure every case that the run file does not hold yet; each is on disk the moment it is taken."""
-        writer, done = self._open(path, command, resume)
+        writer, earlier = self._open(path, command, resume)
         with writer:
-            planned = plan(self.suite, self.kernels, self.device, writer.header.ceilings, done)
+            ceilings = earlier.ceilings
+            if not set(self.suite.dtype or ()) <= set(ceilings.matmul_flops_per_s):  # resumed with one more dtype
+                ceilings = ceilings.or_better(self.ceilings())
+                writer.append_ceilings(ceilings)
+            done = {measurement.case_id for measurement in earlier.measurements}
+            planned = plan(self.suite, self.kernels, self.device, ceilings, done)
             total = duration(sum(item.total_seconds for item in planned))
             self.console.print(f"{len(planned)} cases, about {total}, into {path}", markup=False, soft_wrap=True)
             measured = 0
@@ -77,15 +83,18 @@ class Session:
             except KeyboardInterrupt:
                 self._say_resumable(f"interrupted: {measured} of {len(planned)} cases are in {path}")
                 raise
-            except DeviceLost as error:
+            except DeviceLostError as error:
                 self._say_resumable(str(error))
+            else:
+                if measured:
+                    writer.append_ceilings(self.ceilings())
         return load(path)
 
     def _say_resumable(self, what: str) -> None:
         message = f"{what}; the same command with -o and --resume goes on from there"
         self.console.print(message, markup=False, soft_wrap=True)
 
-    def _open(self, path: Path, command: str, resume: bool) -> tuple[RunWriter, set[str]]:
+    def _open(self, path: Path, command: str, resume: bool) -> tuple[RunWriter, Run]:
         if resume and path.exists():
             writer, earlier = RunWriter.resume(path)
             for warning in earlier.warnings:
@@ -96,7 +105,7 @@ class Session:
                     f"--resume: {path} was measured on {was.environment.device} with seed {was.seed}; "
                     f"this is {self.device.name} with seed {self.seed}"
                 )
-            return writer, {measurement.case_id for measurement in earlier.measurements}
+            return writer, earlier
         if path.exists():
             raise UserError(f"{path} exists; go on with it by --resume, or name another file by -o")
         header = Header(
@@ -108,7 +117,7 @@ class Session:
             environment=collect(self.device, {kernel.name: kernel.version() for kernel in self.kernels}),
             ceilings=self.ceilings(),
         )
-        return RunWriter.create(path, header), set()
+        return RunWriter.create(path, header), Run(str(path), header, ())
 
     def verify(self, out: Console) -> list[Measurement]:
         """Gate every case, print a row each, and return them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
 def duration(seconds: float) -> str:
     """For people: 850 ms, 12 s, 3 min 20 s."""
+    if seconds < 1e-6:
+        return "0 s"
     if seconds < 1:
         return f"{seconds * 1e3:.3g} ms"
     if seconds < 120:
@@ -65,7 +66,7 @@ class Watcher:
         self.progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.progress.stop()
 
     def started(self, planned: PlannedCase) -> None:

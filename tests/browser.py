@@ -100,7 +100,7 @@ class Browser:
 
     def wait_for_figures(self) -> None:
         """Until every figure of every open setting has its SVG."""
-        self._wait("[...document.querySelectorAll('details[open] .plot')].every(p => p.querySelector('.main-svg'))")
+        self._wait("[...document.querySelectorAll('details[open] .chart')].every(p => p.querySelector('.main-svg'))")
 
     def _wait(self, condition: str, seconds: float = 30) -> None:
         end = time.monotonic() + seconds

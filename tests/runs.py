@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
 import numpy as np
 
 from powerbench.cost import Cost, Launch
@@ -153,3 +154,63 @@ def gpu_run(passes: Sequence[Pass] = ("fwd", "fwd+bwd"), tokens: int = 131072, d
                         )
     found.append(_gpu_case("sdpa-math", 4096, passes[0], tokens, Params(), tiles=0.01))
     return run(found, header("NVIDIA H200", peak=7.9e14, bandwidth=4.1e12))
+
+
+HOSTILE = '</script><img src=x onerror="alert(1)">|`$x_{$\x1b[31m[red]&amp;é'
+
+
+def hostile_run() -> Run:
+    """Every text of a run that may come from outside, at its worst, on rows with and without numbers."""
+    environment = msgspec.structs.replace(
+        header().environment, device=HOSTILE, os=HOSTILE, cpu=HOSTILE, packages={HOSTILE: HOSTILE}
+    )
+    worst = msgspec.structs.replace(header(), environment=environment, command=HOSTILE, suite=HOSTILE, started=HOSTILE)
+    found = [
+        measurement(f"sdpa-{HOSTILE}", ctx, ctx * 2.0, flops=1e6, config={HOSTILE: HOSTILE}, message=HOSTILE)
+        for ctx in (1024, 2048)
+    ]
+    for ctx in (1024, 2048):
+        for chunk in (128, 256):
+            params = Params(2, 16, chunk)
+            found.append(measurement(f"power-{HOSTILE}", ctx, 1.0 * chunk, flops=1e6, params=params))
+    found.append(measurement(HOSTILE, 1024, None, status="failed", message=HOSTILE))
+    return run(found, worst, [HOSTILE])
+
+
+def few_samples_run() -> Run:
+    """One point, of one sample."""
+    return run([measurement("power-torch", 1024, 5.0, params=Params(2), n=1, flops=1e6)])
+
+
+def impossible_run() -> Run:
+    """One point, above the roof."""
+    return run([measurement("power-torch", 1024, 0.001, flops=1e9, params=Params(2))])
+
+
+def no_ledger_run() -> Run:
+    """A case without launches, and one of a dtype without a ceiling."""
+    bare = msgspec.structs.replace(measurement("sdpa-cpu", 1024, 5.0), launches=())
+    return run([bare, measurement("power-torch", 1024, 4.0, dtype="fp64", params=Params(2))])
+
+
+def all_failed_run() -> Run:
+    """No case has a number."""
+    why = "no CUDA device was found"
+    return run(
+        measurement(kernel, ctx, None, params=Params(p), status="failed", message=why)
+        for ctx in (1024, 2048)
+        for kernel, p in (("power-triton", 2), ("sdpa-flash", None))
+    )
+
+
+RUNS: dict[str, Callable[[], Run]] = {
+    "cpu": cpu_run,
+    "gpu": gpu_run,
+    "one context": lambda: cpu_run((16384,)),
+    "one point": few_samples_run,
+    "empty": lambda: run([]),
+    "all failed": all_failed_run,
+    "impossible": impossible_run,
+    "no ledger": no_ledger_run,
+    "hostile": hostile_run,
+}

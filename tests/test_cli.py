@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -48,13 +47,14 @@ def test_sweep_prints_a_table_an_answer_and_the_report_command(swept):
     for word in ("power-torch", "linear-torch", "sdpa-cpu", "256", "tokens/s"):
         assert word in done.stdout
     assert "report: powerbench report run.jsonl" in done.stdout
-    assert "power attention" in done.stdout
+    assert "Power attention (p = 2, power-torch)" in " ".join(done.stdout.split())
     assert "ETA" in done.stderr
 
 
 def test_the_run_file_holds_raw_samples_and_what_made_them(swept):
     folder, _ = swept
-    header, *rows = lines(folder / "run.jsonl")
+    header, *rows, again = lines(folder / "run.jsonl")
+    assert again["type"] == "ceilings"
     assert header["type"] == "header"
     assert header["command"].endswith("sweep --p 2 --ctx 64,128,256 --head-dim 16 --device cpu -o run.jsonl")
     assert header["ceilings"]["matmul_flops_per_s"]["fp32"] > 1e9
@@ -72,12 +72,12 @@ def test_show(swept, format_):
     if format_ == "json":
         records = json.loads(done.stdout)
         assert len(records) == 9
-        contract = (
-            "case_id kernel p d_tile chunk_size ctx batch heads kv_heads head_dim dtype pass status reason n median_ms "
-            "ci_low_ms ci_high_ms tokens_per_s useful_tflops executed_tflops intensity bound roof_fraction mfu hfu "
-            "peak_memory_mib error timer config"
-        ).split()
-        assert set(contract) <= set(records[0])
+        contract = """
+            case_id kernel p d_tile chunk_size ctx batch heads kv_heads head_dim dtype pass status reason n median_ms
+            ci_low_ms ci_high_ms tokens_per_s useful_tflops executed_tflops intensity bound roof_fraction mfu hfu
+            peak_memory_mib error timer config
+        """
+        assert set(contract.split()) <= set(records[0])
 
 
 def test_report(swept):
@@ -133,12 +133,13 @@ def test_a_killed_sweep_resumes_to_the_uninterrupted_plan(swept, tmp_path, how):
     assert f"{9 - kept} cases" in resumed.stderr
     ids = case_ids(path)
     assert ids == case_ids(folder / "run.jsonl")
-    assert len(ids) == len(set(ids)) == len(lines(path)) - 1
+    assert len(ids) == len(set(ids)) == sum(line["type"] == "measurement" for line in lines(path))
 
 
 def test_a_truncated_file_loads_with_a_warning(swept, tmp_path):
     folder, _ = swept
     whole = (folder / "run.jsonl").read_bytes()
+    whole = whole[: whole.rindex(b'{"type":"ceilings"')]
     (tmp_path / "cut.jsonl").write_bytes(whole[:-40])
     done = powerbench("show", "cut.jsonl", "--format", "json", cwd=tmp_path)
     assert done.returncode == 0
@@ -166,7 +167,7 @@ def test_verify(tmp_path):
 def test_a_sweep_where_nothing_can_run_exits_1(tmp_path):
     done = powerbench("sweep", *SMALL, "--kernels", "flash-2", "-o", "run.jsonl", cwd=tmp_path)
     assert done.returncode == 1
-    assert {row["status"] for row in lines(tmp_path / "run.jsonl")[1:]} == {"unsupported"}
+    assert {row["status"] for row in lines(tmp_path / "run.jsonl")[1:-1]} == {"unsupported"}
 
 
 @pytest.mark.parametrize(
@@ -186,6 +187,7 @@ def test_a_sweep_where_nothing_can_run_exits_1(tmp_path):
         (["sweep", "--seed", "-1"], "--seed"),
         (["sweep", "--frobnicate"], "No such option"),
         (["sweep", "-o", "folder/"], "folder"),
+        (["sweep", "-o", "empty.jsonl/run.jsonl"], "empty.jsonl/run.jsonl"),
         (["frobnicate"], "No such command 'frobnicate'"),
         (["show", "gone.jsonl"], "gone.jsonl"),
         (["show", "junk.jsonl"], "junk.jsonl"),
@@ -241,10 +243,3 @@ def test_the_reader_of_a_pipe_may_leave(swept):
     shell = f"{' '.join(map(repr, command('show', 'run.jsonl', '--format', 'csv')))} | head -n 1"
     done = subprocess.run(["bash", "-c", shell], cwd=folder, capture_output=True, text=True, check=False)
     assert done.stderr == ""
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_an_unwritable_output(tmp_path):
-    tmp_path.chmod(0o500)
-    done = powerbench("sweep", *SMALL, "-o", "run.jsonl", cwd=tmp_path)
-    assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Power attention's ledger, counted: executed FLOPs against torch's own counter, useful ones against the mathematics."""
+"""Power attention's ledger, counted: executed FLOPs against torch's counter, useful ones against the mathematics."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ LINE = msgspec.json.encode(runs.measurement("a", 1024, 1.0))
         (b'{"case_id": 3}\n', ["line 1", "header"]),
         (HEADER.replace(b'"schema":1', b'"schema":2') + b"\n", ["line 1", "newer", "schema 2"]),
         (HEADER.replace(b'"seed":0', b'"seed":"x"') + b"\n", ["line 1", "seed"]),
-        (HEADER.replace(b'"copy_bytes_per_s":2e10', b'"copy_bytes_per_s":0') + b"\n", ["line 1", "ceiling"]),
+        (HEADER.replace(b'"copy_bytes_per_s":20000000000.0', b'"copy_bytes_per_s":0') + b"\n", ["line 1", "ceiling"]),
         (HEADER + b"\n" + LINE[:50] + b"\n" + LINE + b"\n", ["line 2"]),
         (HEADER + b"\n" + LINE + b"\n{}\n", ["line 3"]),
         (HEADER + b"\n\n" + LINE + b"\n", ["line 2"]),

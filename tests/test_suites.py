@@ -29,7 +29,9 @@ def test_counts(text, values):
     assert counts(text, "--ctx") == values
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "12x", "1.5", "k", "1k..", "..4", "8..2", "1..8:1", "1..8:x", "1,,2", "٣"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1", "12x", "1.5", "k", "1k..", "..4", "8..2", "1..8:1", "1..8:x", "1,,2", "٣"]
+)
 def test_counts_refuses(text):
     with pytest.raises(SelectorError, match="--ctx"):
         counts(text, "--ctx")

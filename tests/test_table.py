@@ -12,7 +12,6 @@ from powerbench.problem import Case, Params, Problem
 from tests.fakes import THEIRS
 
 
-
 def entry(monkeypatch, value):
     point = EntryPoint("theirs", value, table.ENTRY_POINT_GROUP)
     monkeypatch.setattr(table, "entry_points", lambda group: [point] if group == point.group else [])

@@ -97,7 +97,9 @@ def _group_answers(group: Group, name: str) -> list[Answer]:
             _comparison(subject, power, group, SOFTMAX, "softmax attention"),
             _comparison("it", power, group, LINEAR, "linear attention"),
             *_roof_sentence(group, power),
-            *_partial(group, p),
+            *_partial(group, POWER, "power attention", p),
+            *_partial(group, SOFTMAX, "softmax attention"),
+            *_partial(group, LINEAR, "linear attention"),
         ]
         result.append(Answer(name, p, tuple(_capital(sentence) for sentence in sentences)))
     return result
@@ -164,12 +166,12 @@ def _roof_sentence(group: Group, power: dict[int, Row]) -> list[str]:
     return [f"{sentence}."]
 
 
-def _partial(group: Group, p: int) -> list[str]:
-    """Contexts at which no power kernel of this degree gave a time, though one was tried."""
-    tried = [row for row in group.rows if row.family in POWER and row.p == p]
-    have = {row.ctx for row in tried if row.valid}
+def _partial(group: Group, families: tuple[str, ...], what: str, p: int | None = None) -> list[str]:
+    """Contexts at which a side has no time to trust, though it has some elsewhere and was tried here."""
+    have = best_of(group.curves, families, p)
+    tried = [row for row in group.rows if row.family in families and p in (None, row.p)]
     missing = [row for row in tried if row.ctx not in have]
-    return [_nothing(f"power attention at {_contexts({row.ctx for row in missing})}", missing)] if missing else []
+    return [_nothing(f"{what} at {_contexts({row.ctx for row in missing})}", missing)] if have and missing else []
 
 
 def _nothing(what: str, tried: Sequence[Row]) -> str:

@@ -80,7 +80,7 @@ _COLUMNS: tuple[tuple[str, str, bool, _Text], ...] = (
     ("MiB", "peak memory", True, lambda row: _number(row.peak_memory_mib, "{:.0f}".format)),
     ("n", "samples", True, lambda row: str(row.n) if row.n else ""),
     ("timer", "", False, lambda row: row.timer or ""),
-    ("config", "chosen by tuning", False, lambda row: row.config),
+    ("config", "chosen by tuning", False, lambda row: row.config or ""),
 )
 _STATUS = next(i for i, column in enumerate(_COLUMNS) if column[0] == "status")
 

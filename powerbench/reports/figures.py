@@ -32,16 +32,13 @@ class Drawn:
 
 
 def draw(group: Group, ceilings: Ceilings, look: Mapping[str, Style]) -> list[Drawn]:
-    """Every figure that this setting's rows can fill; empty when no time can be trusted."""
-    if not any(row.median_ms is not None for row in group.rows):
-        return []
-    several = len({ctx for curve in group.curves for ctx in curve.points}) > 1
-    drawn = [latency(group, look)]
-    if several:
+    """Every figure that this setting's rows can fill; empty when no case has a time."""
+    drawn = [latency(group, look)] if group.curves else []
+    if len({row.ctx for row in _best_rows(group)}) > 1:
         drawn.append(throughput(group, look))
-        if best_of(group.curves, SOFTMAX):
+        if len(best_of(group.curves, SOFTMAX)) > 1:
             drawn.append(speedup(group, look))
-    if group.setting.dtype in ceilings.matmul_flops_per_s:
+    if any(row.roof_fraction is not None for row in group.rows):
         drawn.append(roofline(group, ceilings, look))
     return drawn
 
@@ -131,7 +128,7 @@ def roofline(group: Group, ceilings: Ceilings, look: Mapping[str, Style]) -> Dra
         "roofline",
         "Roofline",
         "Every point with a time; small pale ones are slower choices of d_tile and chunk. Executed work, redundant "
-        "tiles included. A cross is above the roof: that time or its ledger is wrong.",
+        "tiles included. A cross is above the roof: its time, its ledger or the ceiling is wrong.",
         figure,
     )
 

@@ -136,7 +136,7 @@ def _view(id: str, run: Run) -> View:
     look = styles(found)
     names = setting_names(found)
     sections = [
-        _section(f"{id}-{i}", name, group, look, run.header.ceilings)
+        _section(f"{id}-{i}", name, group, look, run.ceilings)
         for i, (group, name) in enumerate(zip(found, names, strict=True), start=1)
     ]
     return View(
@@ -150,7 +150,7 @@ def _view(id: str, run: Run) -> View:
         cases=case_table(found),
         csv=tidy(run).to_csv(index=False, float_format="%.6g"),
         environment=_environment(run),
-        ceilings=_ceilings(run.header.ceilings),
+        ceilings=_ceilings(run.ceilings),
     )
 
 
@@ -179,7 +179,7 @@ def _invalid_warning(all_rows: Sequence[Row]) -> list[str]:
     if not count:
         return []
     verb = "case is" if count == 1 else "cases are"
-    return [f"{count} {verb} above the roof: faster than this machine can be. Crosses in the roofline; never compared."]
+    return [f"{count} {verb} above the roof, faster than the measured ceilings: crosses in the roofline, not compared."]
 
 
 def _environment(run: Run) -> list[tuple[str, str]]:

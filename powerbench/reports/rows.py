@@ -50,7 +50,7 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     peak_memory_mib: float | None
     error: float | None
     timer: str | None
-    config: str  # what tuning chose, as `name=value` pairs
+    config: str | None  # what tuning chose, as `name=value` pairs
     family: str
     value_dim: int
     gated: bool
@@ -84,7 +84,7 @@ COLUMNS: tuple[str, ...] = tuple(field.encode_name for field in msgspec.structs.
 
 def rows(run: Run) -> list[Row]:
     """One row a measurement, in the order of the file."""
-    ceilings = run.header.ceilings
+    ceilings = run.ceilings
     return [_row(measurement, ceilings) for measurement in run.measurements]
 
 
@@ -135,7 +135,7 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
         peak_memory_mib=None if measurement.peak_memory_bytes is None else measurement.peak_memory_bytes / 2**20,
         error=measurement.error,
         timer=measurement.timer,
-        config=" ".join(f"{name}={value}" for name, value in measurement.config.items()),
+        config=" ".join(f"{name}={value}" for name, value in measurement.config.items()) or None,
         family=case.kernel.partition("-")[0],
         value_dim=problem.value_dim,
         gated=problem.gated,
@@ -157,5 +157,5 @@ def _reason(measurement: Measurement, under: Roof | None) -> str | None:
         return measurement.message or "no reason was recorded"
     if under is not None and not under.valid:
         share = percent_text(under.roof_fraction)
-        return f"above the roof: {share} of what this machine can do; the ledger or the clock is wrong"
+        return f"above the roof: {share} of the measured ceiling; the ceiling, the ledger or the clock is wrong"
     return measurement.message

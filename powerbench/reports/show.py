@@ -55,15 +55,15 @@ def print_run(run: Run, console: Console) -> None:
     """The tables, why rows have no number, and the answers, for the terminal."""
     found = groups(rows(run))
     for group, name in zip(found, setting_names(found), strict=True):
-        console.print(Text(_printable(_title(group, name)), style="bold"))
+        console.print(Text(printable(_title(group, name)), style="bold"))
         console.print(_rich_table(group))
         for reason in reasons(ordered(group)):
-            console.print(Text(f"  {_printable(reason)}", style="dim"))
+            console.print(Text(f"  {printable(reason)}", style="dim"))
         console.print()
     console.print(Text(LEGEND if found else EMPTY, style="dim"))
     for answer in answers(run):
         console.print()
-        console.print(Text(_printable(answer.text)))
+        console.print(Text(printable(answer.text)))
 
 
 class Column(NamedTuple):
@@ -154,14 +154,14 @@ def _rich_table(group: Group) -> Table:
 
 
 def _cell(column: Column, row: Row, best: set[str]) -> str:
-    text = _printable(column.text(row))
+    text = printable(column.text(row))
     return f"*{text}" if column.heading == "ms" and row.case_id in best else text
 
 
 def _render_markdown(run: Run) -> str:
     found = groups(rows(run))
     machine = run.header.environment
-    lines = [f"**powerbench on {_markdown(machine.device)}** (`{_printable(run.header.command).replace('`', '')}`)", ""]
+    lines = [f"**powerbench on {_markdown(machine.device)}** (`{printable(run.header.command).replace('`', '')}`)", ""]
     lines += [f"- {_markdown(answer.text)}" for answer in answers(run)]
     lines += [f"- warning: {_markdown(warning)}" for warning in run.warnings]
     for group, name in zip(found, setting_names(found), strict=True):
@@ -182,7 +182,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 def _markdown(text: str) -> str:
     """Text that shows as itself: no markup, no HTML, no cell or line breaks."""
-    text = _printable(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
+    text = printable(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
     for mark in "|*`[]":
         text = text.replace(mark, f"\\{mark}")
     return text
@@ -201,6 +201,6 @@ def _text(value: float | None, form: Callable[[float], str] = str) -> str:
     return "" if value is None else form(value)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text without control characters: a run file from elsewhere must not move the cursor."""
     return "".join(char if char.isprintable() else "\ufffd" for char in text)

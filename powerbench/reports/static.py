@@ -15,7 +15,7 @@ from powerbench.crossover import context_text
 from powerbench.reports.answers import setting_names
 from powerbench.reports.curves import SOFTMAX, Curve, Group, best_of, groups
 from powerbench.reports.rows import Row, rows
-from powerbench.reports.show import si, significant
+from powerbench.reports.show import printable, si, significant
 from powerbench.reports.style import Style, context_ticks, roof_axes, styles
 from powerbench.reports.tiles import TileMap, tile_maps
 from powerbench.results.model import Run
@@ -43,7 +43,7 @@ def _write_run(run: Run, folder: Path, prefix: str) -> list[Path]:
     look = styles(found)
     written = []
     for group, name in zip(found, setting_names(found), strict=True):
-        for kind, figure in _figures(group, name, run.header.ceilings, look):
+        for kind, figure in _figures(group, name, run.ceilings, look):
             for suffix in FORMATS:
                 path = folder / f"{prefix}{_slug(name)}-{kind}.{suffix}"
                 figure.savefig(path, dpi=200, metadata={"Date": None} if suffix == "svg" else None)
@@ -64,9 +64,9 @@ def _figures(group: Group, name: str, ceilings: Ceilings, look: Mapping[str, Sty
         ("latency", _over_context(group, name, "time (ms)", lambda row: row.median_ms, look)),
         ("throughput", _over_context(group, name, "tokens/s", lambda row: row.tokens_per_s, look)),
     ]
-    if best:
+    if len(best) > 1:
         drawn.append(("speedup", _over_context(group, name, "times as fast as the best softmax", ratio, look)))
-    if group.setting.dtype in ceilings.matmul_flops_per_s:
+    if any(row.roof_fraction is not None for row in group.rows):
         drawn.append(("roofline", _roofline(group, name, ceilings, look)))
     for label, maps in groupby(tile_maps(group.rows), key=lambda tiles: tiles.label):
         drawn.append((f"tiles-{_slug(label)}", _tiles(list(maps), f"{label}: {name}")))
@@ -176,8 +176,8 @@ def _log_log(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not read as mathematics."""
-    return text.replace("$", r"\$")
+    """Text that matplotlib does not read as mathematics, without what no font can show."""
+    return printable(text).replace("$", r"\$")
 
 
 def _slug(text: str) -> str:

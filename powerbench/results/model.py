@@ -79,6 +79,12 @@ class Measurement(
         return total(self.launches)
 
 
+class CeilingsAgain(msgspec.Struct, frozen=True, tag="ceilings", tag_field="type"):
+    """A line after the measurements: the ceilings once more, in case the machine was busy when the sweep began."""
+
+    ceilings: Ceilings
+
+
 class Run(msgspec.Struct, frozen=True):
     """A whole run file, read back. `warnings`: what was wrong with the file but did not keep it from being read."""
 
@@ -86,3 +92,12 @@ class Run(msgspec.Struct, frozen=True):
     header: Header
     measurements: tuple[Measurement, ...]
     warnings: tuple[str, ...] = ()
+    again: tuple[CeilingsAgain, ...] = ()
+
+    @property
+    def ceilings(self) -> Ceilings:
+        """The best that the machine showed before, between and after the measurements."""
+        best = self.header.ceilings
+        for line in self.again:
+            best = best.or_better(line.ceilings)
+        return best

@@ -19,7 +19,8 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from powerbench.errors import UserError
-from powerbench.results.model import SCHEMA_VERSION, Header, Measurement, Run
+from powerbench.results.model import SCHEMA_VERSION, CeilingsAgain, Header, Measurement, Run
+from powerbench.roofline import Ceilings
 
 
 class StoreError(UserError):
@@ -35,21 +36,21 @@ class _AnyHeader(msgspec.Struct, tag="header", tag_field="type"):
 class _Contents(NamedTuple):
     header: Header
     measurements: list[Measurement]
+    again: list[CeilingsAgain]
     warnings: list[str]
     size: int  # bytes of the file up to the end of its last good line
     newline: bool  # is that line ended
 
 
 _encode = msgspec.json.Encoder().encode
-_decode_measurement = msgspec.json.Decoder(Measurement).decode
+_decode_line = msgspec.json.Decoder(Measurement | CeilingsAgain).decode
 _decode_header = msgspec.json.Decoder(Header).decode
 _decode_any_header = msgspec.json.Decoder(_AnyHeader).decode
 
 
 def load(path: str | os.PathLike[str]) -> Run:
     """Read a run file. Raises StoreError for anything but a good file with at most its last line half written."""
-    contents = _read(Path(path))
-    return Run(str(path), contents.header, tuple(contents.measurements), tuple(contents.warnings))
+    return _run(Path(path), _read(Path(path)))
 
 
 class RunWriter:
@@ -100,7 +101,7 @@ class RunWriter:
             except BaseException:
                 file.close()
                 raise
-        return writer, Run(str(path), contents.header, tuple(contents.measurements), tuple(contents.warnings))
+        return writer, _run(path, contents)
 
     def append(self, measurement: Measurement) -> None:
         """Write one line and wait until it is on disk.
@@ -116,6 +117,11 @@ class RunWriter:
         with _os_errors(self.path):
             self._write(measurement)
 
+    def append_ceilings(self, ceilings: Ceilings) -> None:
+        """Write the ceilings as measured again. Raises StoreError when the disk does."""
+        with _os_errors(self.path):
+            self._write(CeilingsAgain(ceilings))
+
     def close(self) -> None:
         """Close the file; what was appended is on disk already."""
         self._file.close()
@@ -126,7 +132,7 @@ class RunWriter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _write(self, record: Header | Measurement) -> None:
+    def _write(self, record: Header | Measurement | CeilingsAgain) -> None:
         self._write_bytes(_encode(record) + b"\n")
 
     def _write_bytes(self, line: bytes) -> None:
@@ -153,6 +159,11 @@ def _os_errors(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: {error.strerror or error}") from error
 
 
+def _run(path: Path, contents: _Contents) -> Run:
+    measurements, warnings, again = tuple(contents.measurements), tuple(contents.warnings), tuple(contents.again)
+    return Run(str(path), contents.header, measurements, warnings, again)
+
+
 def _read(path: Path) -> _Contents:
     with _os_errors(path):
         data = path.read_bytes()
@@ -172,14 +183,18 @@ def _read(path: Path) -> _Contents:
     header = _parse_header(path, lines[0])
     found: dict[str, Measurement] = {}
     repeated: dict[str, None] = {}
+    again: list[CeilingsAgain] = []
     for number, line in enumerate(lines[1:], start=2):
-        measurement = _parse_measurement(path, number, line)
-        if measurement.case_id in found:
-            repeated[measurement.case_id] = None
-        found[measurement.case_id] = measurement
+        record = _parse_line(path, number, line)
+        if isinstance(record, CeilingsAgain):
+            again.append(record)
+            continue
+        if record.case_id in found:
+            repeated[record.case_id] = None
+        found[record.case_id] = record
     if repeated:
         warnings.append(f"measured more than once, the last one counts: {', '.join(repeated)}")
-    return _Contents(header, list(found.values()), warnings, size, newline=lines[-1] is not tail)
+    return _Contents(header, list(found.values()), again, warnings, size, newline=lines[-1] is not tail)
 
 
 def _parse_header(path: Path, line: bytes) -> Header:
@@ -195,20 +210,27 @@ def _parse_header(path: Path, line: bytes) -> Header:
         header = _decode_header(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: line 1: {_one_line(error)}") from None
-    if not all(rate > 0 for rate in (header.ceilings.copy_bytes_per_s, *header.ceilings.matmul_flops_per_s.values())):
-        raise StoreError(f"{path}: line 1: a ceiling is not positive")
+    _check_ceilings(path, 1, header.ceilings)
     return header
 
 
-def _parse_measurement(path: Path, number: int, line: bytes) -> Measurement:
+def _check_ceilings(path: Path, number: int, ceilings: Ceilings) -> None:
+    if not all(rate > 0 for rate in (ceilings.copy_bytes_per_s, *ceilings.matmul_flops_per_s.values())):
+        raise StoreError(f"{path}: line {number}: a ceiling is not positive")
+
+
+def _parse_line(path: Path, number: int, line: bytes) -> Measurement | CeilingsAgain:
     try:
-        measurement = _decode_measurement(line)
+        record: Measurement | CeilingsAgain = _decode_line(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: line {number}: {_one_line(error)}") from None
-    fault = _fault(measurement)
+    if isinstance(record, CeilingsAgain):
+        _check_ceilings(path, number, record.ceilings)
+        return record
+    fault = _fault(record)
     if fault:
         raise StoreError(f"{path}: line {number}: {fault}")
-    return measurement
+    return record
 
 
 def _fault(measurement: Measurement) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ AUTO_KERNELS: dict[str, tuple[str, ...]] = {
 }
 
 # key -> parser of its text; the one table behind the command line's options and the TOML keys
-_PARSERS = {
+_PARSERS: dict[str, Callable[[str, str], Any]] = {
     "p": counts,
     "ctx": counts,
     "chunk": counts_or_auto,
@@ -94,7 +94,9 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
 
     def problems(self) -> Iterator[Problem]:
         """The problems, smallest context first. Call it on what `on` returned."""
-        assert self.ctx and self.heads and self.dtype
+        assert self.ctx
+        assert self.heads
+        assert self.dtype
         tokens = self.tokens or max(self.ctx)
         grid = product(self.dtype, self.head_dim, self.heads, sorted(self.ctx))
         found = False

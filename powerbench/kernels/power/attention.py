@@ -24,6 +24,39 @@ def power(x, P: tl.constexpr):
 
 
 @triton.jit
+def attend_keys(
+    b_num, b_den, b_q, b_ai, a_ref, o_i, o_j, p_k, p_v, p_a, start, length, stride_kt, stride_vt,
+    P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr, NORMALIZE: tl.constexpr,
+    DIAGONAL: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr,
+):  # fmt: skip
+    """(b_num, b_den) plus the keys o_j [BN]. Off the diagonal there is no mask, and gates count from a_ref."""
+    o_d = tl.arange(0, HEAD)
+    o_e = tl.arange(0, E)
+    o_t = (start + o_j).to(tl.int64)
+    p_kj = p_k + o_t[:, None] * stride_kt + o_d[None, :]
+    p_vj = p_v + o_t[:, None] * stride_vt + o_e[None, :]
+    if DIAGONAL:
+        m_j = o_j < length
+        b_k = tl.load(p_kj, mask=m_j[:, None], other=0.0).to(SCORES)  # [BN, HEAD]
+        b_v = tl.load(p_vj, mask=m_j[:, None], other=0.0).to(OP)  # [BN, E]
+    else:
+        b_k = tl.load(p_kj).to(SCORES)
+        b_v = tl.load(p_vj).to(OP)
+    b_p = power(tl.dot(b_q, tl.trans(b_k), input_precision="ieee"), P)  # [BM, BN]
+    if DIAGONAL:
+        m_ij = o_i[:, None] >= o_j[None, :]
+        if GATED:  # masked before the exponential, which could overflow above the diagonal
+            b_aj = tl.load(p_a + o_j, mask=m_j, other=0.0)
+            b_p *= tl.exp(tl.where(m_ij, b_ai[:, None] - b_aj[None, :], 0.0))
+        b_p = tl.where(m_ij, b_p, 0.0)
+    elif GATED:
+        b_p *= tl.exp(a_ref - tl.load(p_a + o_j))[None, :]
+    if NORMALIZE:
+        b_den += tl.sum(b_p, 1)
+    return tl.dot(b_p.to(OP), b_v, b_num, input_precision="ieee"), b_den
+
+
+@triton.jit
 def attention_kernel(
     q_ptr, k_ptr, v_ptr, a_ptr, y_ptr, num_ptr, den_ptr, scale_p,
     seqlen, chunk, n_chunks, first, n_blocks,
@@ -48,54 +81,36 @@ def attention_kernel(
 
     o_i = row_0 + tl.arange(0, BM)
     o_j = tl.arange(0, BN)
-    o_d = tl.arange(0, HEAD)
     o_e = tl.arange(0, E)
     m_i = o_i < length
-    p_q = q_ptr + i_b * stride_qb + i_h * stride_qh
+    p_q = q_ptr + i_b * stride_qb + i_h * stride_qh + (start + o_i).to(tl.int64)[:, None] * stride_qt
     p_k = k_ptr + i_b * stride_kb + i_hk * stride_kh
     p_v = v_ptr + i_b * stride_vb + i_hk * stride_vh
-
-    p_qi = p_q + (start + o_i).to(tl.int64)[:, None] * stride_qt + o_d[None, :]
-    b_q = tl.load(p_qi, mask=m_i[:, None], other=0.0).to(SCORES)  # [BM, HEAD]
+    b_q = tl.load(p_q + tl.arange(0, HEAD)[None, :], mask=m_i[:, None], other=0.0).to(SCORES)  # [BM, HEAD]
     b_num = tl.zeros([BM, E], tl.float32)
     b_den = tl.zeros([BM], tl.float32)
+    p_a, a_ref, b_ai = a_ptr, 0.0, b_den
     if GATED:
         p_a = a_ptr + ((i_b * (HEADS // GROUP) + i_hk) * n_chunks + i_n) * chunk
-        a_first = tl.load(p_a + row_0)
+        a_ref = tl.load(p_a + row_0)
         b_ai = tl.load(p_a + tl.minimum(o_i, length - 1))  # [BM]
 
-    # Keys before the block's first row: no mask, and exp(a_i - a_j) is split at that row, exp(a_i - a_first) *
-    # exp(a_first - a_j): both are at most 1, and the exponentials are of vectors, not of a [BM, BN] tile.
+    # Before the block's first row exp(a_i - a_j) is exp(a_i - a_ref) * exp(a_ref - a_j), a_ref that row's: both are at
+    # most 1, and the exponentials are of vectors instead of a [BM, BN] tile.
     for j in range(0, row_0, BN):
-        p_t = (start + j + o_j).to(tl.int64)
-        b_k = tl.load(p_k + p_t[:, None] * stride_kt + o_d[None, :]).to(SCORES)  # [BN, HEAD]
-        b_v = tl.load(p_v + p_t[:, None] * stride_vt + o_e[None, :]).to(OP)  # [BN, E]
-        b_p = power(tl.dot(b_q, tl.trans(b_k), input_precision="ieee"), P)  # [BM, BN]
-        if GATED:
-            b_p *= tl.exp(a_first - tl.load(p_a + j + o_j))[None, :]
-        if NORMALIZE:
-            b_den += tl.sum(b_p, 1)
-        b_num = tl.dot(b_p.to(OP), b_v, b_num, input_precision="ieee")
+        b_num, b_den = attend_keys(
+            b_num, b_den, b_q, b_ai, a_ref, o_i, j + o_j, p_k, p_v, p_a, start, length, stride_kt, stride_vt,
+            P, HEAD, E, GATED, NORMALIZE, False, SCORES, OP,
+        )  # fmt: skip
     if GATED:
-        b_decay = tl.exp(b_ai - a_first)
+        b_decay = tl.exp(b_ai - a_ref)
         b_num *= b_decay[:, None]
         b_den *= b_decay
-
-    # The diagonal: masked, and masked before the exponential, which could overflow above it.
     for j in range(row_0, tl.minimum(row_0 + BM, length), BN):
-        m_j = j + o_j < length
-        p_t = (start + j + o_j).to(tl.int64)
-        b_k = tl.load(p_k + p_t[:, None] * stride_kt + o_d[None, :], mask=m_j[:, None], other=0.0).to(SCORES)
-        b_v = tl.load(p_v + p_t[:, None] * stride_vt + o_e[None, :], mask=m_j[:, None], other=0.0).to(OP)
-        b_p = power(tl.dot(b_q, tl.trans(b_k), input_precision="ieee"), P)
-        m_ij = o_i[:, None] >= (j + o_j)[None, :]
-        if GATED:
-            b_aj = tl.load(p_a + j + o_j, mask=m_j, other=0.0)
-            b_p *= tl.exp(tl.where(m_ij, b_ai[:, None] - b_aj[None, :], 0.0))
-        b_p = tl.where(m_ij, b_p, 0.0)
-        if NORMALIZE:
-            b_den += tl.sum(b_p, 1)
-        b_num = tl.dot(b_p.to(OP), b_v, b_num, input_precision="ieee")
+        b_num, b_den = attend_keys(
+            b_num, b_den, b_q, b_ai, a_ref, o_i, j + o_j, p_k, p_v, p_a, start, length, stride_kt, stride_vt,
+            P, HEAD, E, GATED, NORMALIZE, True, SCORES, OP,
+        )  # fmt: skip
 
     b_num *= scale_p
     b_den *= scale_p

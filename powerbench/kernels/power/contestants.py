@@ -63,7 +63,8 @@ def _unsupported(backend: Backend, case: Case, device_type: str) -> str | None:
     problem, p, d_tile = case.problem, case.params.p or 1, case.params.d_tile or 1
     d = problem.head_dim
     if p > MAX_DEGREE:
-        return f"p = {p} would need a state of {spow_dim(d, p):,} x {problem.value_dim} a head; p is at most {MAX_DEGREE}"
+        rows = spow_dim(d, p)
+        return f"p = {p} would need a state of {rows:,} x {problem.value_dim} a head; p is at most {MAX_DEGREE}"
     if d % d_tile:
         return f"d_tile {d_tile} does not divide head dimension {d}; allowed are {', '.join(map(str, d_tiles(d)))}"
     if backend == "torch":
@@ -86,9 +87,7 @@ def _unsupported(backend: Backend, case: Case, device_type: str) -> str | None:
 def _prepare(backend: Backend, case: Case) -> Forward:
     params = case.params
 
-    def forward(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tensor | None) -> torch.Tensor:
         return power_attention(
             q, k, v, log_g, p=params.p, chunk_size=params.chunk_size, d_tile=params.d_tile, backend=backend
         )  # fmt: skip
@@ -153,7 +152,9 @@ def _triton_execution(case: Case) -> Execution:
 
 def _resolved(case: Case) -> tuple[int, int, int]:
     params = case.params
-    assert params.p and params.d_tile and params.chunk_size
+    assert params.p
+    assert params.d_tile
+    assert params.chunk_size
     return params.p, params.d_tile, params.chunk_size
 
 

@@ -56,7 +56,8 @@ def causal_pairs(length: int) -> int:
 
 def forward_launches(problem: Problem, params: Params, execution: Execution) -> tuple[Launch, ...]:
     """The launches of one forward call; with one chunk only attention. `params` are resolved: p, d_tile, chunk_size."""
-    assert params.p and params.chunk_size
+    assert params.p
+    assert params.chunk_size
     d, e, B, H, Hk = problem.head_dim, problem.value_dim, problem.batch, problem.heads, problem.kv_heads
     full, length, last = chunk_lengths(problem.seqlen, params.chunk_size)
     inputs = problem.q_bytes + problem.k_bytes + problem.v_bytes + problem.gate_bytes

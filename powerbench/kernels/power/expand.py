@@ -60,10 +60,7 @@ def brick_rows(
         keep = o_col >= 0
     else:
         o_1 = i_1 + o_row // COLS
-        if W % FIBRES == 0:
-            t_1 = i_1 // W  # one tile for the whole brick: a scalar, so that the polynomials are
-        else:
-            t_1 = o_1 // W
+        t_1 = i_1 // W if W % FIBRES == 0 else o_1 // W  # one tile for the whole brick: the polynomials are scalars
         row = fibre_row(o_1, t_1, i_2, i_3, P, HEAD // W, W) + o_col
         if P == 2:
             keep = o_col >= o_1 // W * W

@@ -27,7 +27,7 @@ import numpy as np
 
 def tpow_dim(d: int, p: int) -> int:
     """Rows of the full tensor power: d^p."""
-    return d**p
+    return int(d**p)  # p is an int of at least 1; to the type checker d**p might be a fraction
 
 
 def spow_dim(d: int, p: int) -> int:
@@ -38,7 +38,7 @@ def spow_dim(d: int, p: int) -> int:
 def tspow_dim(d: int, p: int, d_tile: int) -> int:
     """Rows of the tiled symmetric power: C(d / d_tile + p - 1, p) * d_tile^p. Raises ValueError as `feature_map`."""
     _check(d, p, d_tile)
-    return comb(d // d_tile + p - 1, p) * d_tile**p
+    return comb(d // d_tile + p - 1, p) * tpow_dim(d_tile, p)
 
 
 def d_tiles(d: int) -> list[int]:

@@ -1,7 +1,8 @@
 """How the Triton kernels cut their work: tile sizes, bricks of state rows, and what is really multiplied.
 
 Pure Python and numpy. The launchers take their tile sizes from here and the ledger counts with the same functions, so
-that the two cannot disagree.
+that the two cannot disagree. Every launch multiplies whole tiles: chunks are rounded up to whole tiles of tokens, and
+attention takes the tiles of `tokens` queries by `rows` keys that hold a causal pair.
 
 Bricks. The rows of the state that share (i_1, ..., i_{p-1}) are a fibre: one product of p - 1 columns of x times the
 columns x[:, start:] (see `feature_map`). The tensor cores want more rows than a narrow fibre has, so a matrix product
@@ -14,7 +15,7 @@ also cover rows that the state does not keep, and these are masked (read as zero
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class Brick:
 
 
 def check_sizes(p: int, d: int, e: int) -> None:
-    """Raise ValueError, saying what is allowed, unless the Triton kernels have this degree and these head dimensions."""
+    """Raise ValueError, saying what is allowed, unless the kernels have this degree and these head dimensions."""
     if p not in DEGREES:
         raise ValueError(f"p is {p}; the Triton backend has p in {_listed(DEGREES)}")
     if d not in HEAD_DIMS:
@@ -113,7 +114,7 @@ def _allowed(index: int, d_tile: int) -> int:
 def brick_counts(d: int, p: int, d_tile: int, shape: Brick) -> list[int]:
     """How many bricks stand at each run of `columns` columns; together they cover the state."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def prefixes(limit: int, degree: int) -> int:
         if degree == 1:
             return -(-limit // shape.fibres)
@@ -145,26 +146,3 @@ def executed_rows(d: int, p: int, d_tile: int, rows: int) -> int:
     """State rows multiplied per token with bricks of `rows` rows: at least D, more where bricks are masked."""
     shape = brick(d, p, d_tile, rows)
     return sum(brick_counts(d, p, d_tile, shape)) * shape.rows
-
-
-def attention_pairs(seqlen: int, chunk_size: int, tiles: Tiles) -> int:
-    """Query-key pairs multiplied per head inside all chunks: whole tiles, those above the diagonal skipped."""
-    length, count = chunks(seqlen, chunk_size)
-    last = seqlen - (count - 1) * length
-    return (count - 1) * _chunk_pairs(length, tiles) + _chunk_pairs(last, tiles)
-
-
-def _chunk_pairs(length: int, tiles: Tiles) -> int:
-    pairs = 0
-    for start in range(0, length, tiles.tokens):
-        keys = min(start + tiles.tokens, length)
-        pairs += tiles.tokens * -(-keys // tiles.rows) * tiles.rows
-    return pairs
-
-
-def padded_tokens(seqlen: int, chunk_size: int, tokens: int) -> int:
-    """Tokens that kernels in tiles of `tokens` multiply for all chunks: every chunk rounded up to whole tiles."""
-    length, count = chunks(seqlen, chunk_size)
-    last = seqlen - (count - 1) * length
-    return ((count - 1) * -(-length // tokens) + -(-last // tokens)) * tokens
-

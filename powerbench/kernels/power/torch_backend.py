@@ -31,9 +31,8 @@ from torch.utils.checkpoint import checkpoint
 from powerbench.kernels.power.feature_map import feature_map, tspow_dim
 from powerbench.kernels.power.state import PowerState
 
-ATTENTION_BLOCK = (
-    256  # queries of a block of `_attention`; they meet the keys from the chunk's start to the block's end
-)
+# Queries of one block of the attention inside a chunk: they meet the keys from the chunk's start to the block's end.
+ATTENTION_BLOCK = 256
 
 
 def torch_forward(
@@ -60,7 +59,7 @@ def torch_forward(
     state = None if initial_state is None else _matrix(initial_state, ones)
     tokens_left = q.shape[1]
     outputs = []
-    for chunk in _chunks(q, k, v, log_g, chunk_size, ones):
+    for chunk in _chunks(q, k, v, log_g, chunk_size=chunk_size, ones=ones):
         blocks = range(0, chunk.k.shape[-2], ATTENTION_BLOCK)
         out = torch.cat([run(_attention, *_block(chunk, first), p=p) for first in blocks], dim=-2)
         if state is not None:
@@ -68,10 +67,13 @@ def torch_forward(
         tokens_left -= chunk.k.shape[-2]
         if tokens_left or return_state:
             state = run(_update_state, chunk.k, chunk.v, chunk.a, state, p=p, d_tile=d_tile)
-        y = out[..., :e] / out[..., e:] if normalize else out[..., :e] * scale**p
-        outputs.append(y.to(q.dtype).flatten(1, 2).transpose(1, 2))
-    final = PowerState(state[..., :e].contiguous(), state[..., e].contiguous()) if return_state else None
-    return torch.cat(outputs, dim=1), final
+        out = out[..., :e] / out[..., e:] if normalize else out[..., :e] * scale**p
+        outputs.append(out.to(q.dtype).flatten(1, 2).transpose(1, 2))
+    y = torch.cat(outputs, dim=1)
+    if not return_state:
+        return y, None
+    assert state is not None  # T is at least 1
+    return y, PowerState(state[..., :e].contiguous(), state[..., e].contiguous())
 
 
 def needs_grad(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, initial_state: PowerState | None) -> bool:
@@ -89,7 +91,7 @@ class _Chunk(NamedTuple):
     a: Tensor | None
 
 
-def _chunks(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, chunk_size: int, ones: bool) -> Iterator[_Chunk]:
+def _chunks(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, *, chunk_size: int, ones: bool) -> Iterator[_Chunk]:
     """The chunks in order; split rather than sliced, since the gradient of every slice would be as long as T."""
     dtype = torch.float32 if q.dtype == torch.float16 else q.dtype
     wide = torch.promote_types(dtype, torch.float32)
@@ -97,7 +99,7 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, chunk_size: i
     keys = k.transpose(1, 2).split(chunk_size, dim=-2)
     values = v.transpose(1, 2).split(chunk_size, dim=-2)
     gates = [None] * len(keys) if log_g is None else log_g.transpose(1, 2).split(chunk_size, dim=-1)
-    zero = math.log(torch.finfo(wide).tiny)  # what exp turns into 0; keeps differences of -inf gates from being nan
+    zero = math.log(torch.finfo(wide).tiny)  # as good as -inf to exp, and differences stay numbers
     for queries_n, keys_n, values_n, gates_n in zip(queries, keys, values, gates, strict=True):
         v_n = values_n.to(dtype)
         a = None if gates_n is None else gates_n.to(wide).clamp(min=zero).cumsum(-1)
@@ -139,20 +141,42 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, a: Tensor | None, *, p: int) -> 
     """Causal attention of q [B, Hk, G, c, d] to k [B, Hk, n, d], v [B, Hk, n, e]; the queries are the last c of n.
 
     a [B, Hk, n]: cumulated log gates. Returns [B, Hk, G, c, e] in float32 (float64 for float64).
+
+    Keys of the block itself are masked, and decayed pair by pair. All queries see all earlier keys, and decay splits at
+    the block's start s: exp(a_i - a_j) = exp(a_i - a_s) exp(a_s - a_j), two factors of at most 1 that go to y and to v.
     """
-    groups, c, n = q.shape[2], q.shape[3], k.shape[2]
+    c, n = q.shape[3], k.shape[2]
+    start = n - c
+    weights = _weights(q, k[:, :, start:], p)
+    if a is None:
+        weights = weights.tril()
+    else:
+        future = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)
+        between = a[:, :, start:, None] - a[:, :, None, start:]
+        # masked before the exponential, which would overflow for keys after the query
+        weights = weights * between.masked_fill(future, -torch.inf).exp()[:, :, None]
+    out = _sum_values(weights, v[:, :, start:])
+    if start == 0:
+        return out
+    values = v[:, :, :start]
+    if a is not None:
+        values = (values * (a[:, :, start, None] - a[:, :, :start]).exp()[..., None]).to(v.dtype)
+    earlier = _sum_values(_weights(q, k[:, :, :start], p), values)
+    return out + (
+        earlier if a is None else earlier * (a[:, :, start:] - a[:, :, start, None]).exp()[:, :, None, :, None]
+    )
+
+
+def _weights(q: Tensor, k: Tensor, p: int) -> Tensor:
+    """<q, k>^p [B, Hk, G, c, n] of q [B, Hk, G, c, d] and k [B, Hk, n, d], in float32 or wider."""
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = q.flatten(2, 3).to(wide) @ k.to(wide).mT
-    weights = _power(scores, p).unflatten(2, (groups, c))
-    if a is None:
-        weights = weights.tril(n - c)
-    else:
-        future = torch.ones(c, n, dtype=torch.bool, device=q.device).triu(n - c + 1)
-        # masked before the exponential: it would overflow for keys after the query
-        decay = (a[:, :, n - c :, None] - a[:, :, None, :]).masked_fill(future, -torch.inf).exp()
-        weights = weights * decay[:, :, None]
-    out = weights.flatten(2, 3).to(v.dtype) @ v
-    return out.unflatten(2, (groups, c)).to(wide)
+    return _power(scores, p).unflatten(2, q.shape[2:4])
+
+
+def _sum_values(weights: Tensor, v: Tensor) -> Tensor:
+    """weights [B, Hk, G, c, n] times v [B, Hk, n, e]: [B, Hk, G, c, e] in the dtype of the weights."""
+    return (weights.flatten(2, 3).to(v.dtype) @ v).unflatten(2, weights.shape[2:4]).to(weights.dtype)
 
 
 def _read_state(q: Tensor, a: Tensor | None, state: Tensor, *, p: int, d_tile: int) -> Tensor:
@@ -181,9 +205,14 @@ def _power(x: Tensor, p: int) -> Tensor:
     return _power(x * x, p // 2) if p % 2 == 0 else x * _power(x, p - 1)
 
 
-@lru_cache(maxsize=32)
+@torch.compiler.assume_constant_result  # torch.compile cannot trace the feature map, and need not
 def _multiplicity(d: int, p: int, d_tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Multiplicities of the state's rows [D, 1], kept on the device: copies would stall it, and break CUDA graphs."""
+    """Multiplicities of the state's rows, [D, 1], kept on the device: copies would stall it, and break CUDA graphs."""
+    return _make_multiplicity(d, p, d_tile, dtype, device)
+
+
+@lru_cache(maxsize=32)
+def _make_multiplicity(d: int, p: int, d_tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # a tensor made under inference mode could not serve a later backward pass
         return torch.from_numpy(feature_map(d, p, d_tile).multiplicity).to(device, dtype)[:, None]
 

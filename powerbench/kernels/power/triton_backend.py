@@ -5,16 +5,28 @@ and D' = tspow_dim(d, p - 1, d_tile) rows of the denominator's state; `in` is th
 dtype: bf16 for bf16 and fp16 inputs, fp32 for fp32. `first` is the first chunk with a past: 0 with an initial state,
 else 1. n = N - first states come into chunks; m = N with return_state, else N - 1, states are made.
 
-    launch            when              reads                                              writes
-    gates             gated             log_g fp32 [B, T, Hk]                              a fp32 [B, Hk, N, C]
-    attention         always            q [B, T, H, d], k [B, T, Hk, d], v [B, T, Hk, e]   y in [B, T, H, e] of chunks < first,
-                                        in `in`; a                                         num fp32 [B, T, H, e] and, normalised,
-                                                                                           den fp32 [B, T, H] of the others
-    update_state      m > 0             k, v of m chunks; a                                S fp32 [B, Hk, m, D, e]
-    update_state (z)  m > 0, z wanted   k of m chunks; a                                   Z fp32 [B, Hk, m, D', d]
-    scan              m > 0 or initial  S, a, initial s fp32 [B, Hk, D, e], weight fp32    R op [B, Hk, n, D, e], final s fp32
-    scan (z)          z wanted          Z, a, initial z fp32 [B, Hk, D', d], weights       Rz op [B, Hk, n, D', d], final z fp32
-    query_state       n > 0             q, num, den of chunks >= first; a; R; Rz           y of chunks >= first
+    gates              gated: three small torch launches
+        reads   log_g fp32 [B, T, Hk]
+        writes  a fp32 [B, Hk, N, C]
+    attention          always
+        reads   q [B, T, H, d], k [B, T, Hk, d], v [B, T, Hk, e] in `in`; a
+        writes  y [B, T, H, e] in `in` of chunks < first; num fp32 [B, T, H, e] and, normalised, den fp32 [B, T, H] of
+                the others
+    update_state       m > 0
+        reads   k, v of m chunks; a
+        writes  S fp32 [B, Hk, m, D, e]
+    update_state (z)   m > 0, and z wanted
+        reads   k of m chunks; a
+        writes  Z fp32 [B, Hk, m, D', d]
+    scan               m > 0 or an initial state
+        reads   S; the last a of each chunk; initial s fp32 [B, Hk, D, e]; weight fp32 [D]
+        writes  R op [B, Hk, n, D, e]; final s fp32 [B, Hk, D, e]
+    scan (z)           as scan, and z wanted
+        reads   Z; the last a of each chunk; initial Z fp32 [B, Hk, D', d]; weight fp32 [D' d]
+        writes  Rz op [B, Hk, n, D', d]; final Z fp32 [B, Hk, D', d]
+    query_state        n > 0
+        reads   q, num, den of chunks >= first; a; R; Rz
+        writes  y of chunks >= first
 
 The denominator needs no product of its own width: phi_p(q) . z = q . (phi_{p-1}(q)^T Z), where Z [D', d] is a state of
 degree p - 1 with k in the place of v; it costs about p / e of the numerator. z is wanted when the output is normalised
@@ -132,13 +144,13 @@ def triton_forward(
             q, k, v, a, y,
             p=p, chunk_size=C, scale=scale, normalize=normalize, first=first, scores=scores, operand=operand,
         )  # fmt: skip
-        if N == first and not return_state:
+        if first == N and not return_state:
             return y, None
         tables = _tables(d, p, d_tile, q.device)
         carry = partial(
             _carry, k, a, count=N, d_tile=d_tile, weight_by=scale**p, operand=operand, final=return_state, chunk_size=C
         )
-        incoming = storage if N > first else None
+        incoming = storage if first < N else None
         s0 = None if initial_state is None else initial_state.s
         r, s = carry(v, s0, tables.weight, degree=p, incoming=incoming)
         rz = z = None
@@ -146,8 +158,10 @@ def triton_forward(
             values, degree = (k, p - 1) if p > 1 else (k.new_ones(ONES_WIDTH).expand(*k.shape[:-1], ONES_WIDTH), 1)
             z0 = None if initial_state is None else _entries_of(initial_state.z, tables, tspow_dim(d, degree, d_tile))
             rz, z = carry(values, z0, tables.z_weight, degree=degree, incoming=incoming if normalize else None)
-        if N > first:
-            query_state(q, a, r, rz, num, den, y, p=p, chunk_size=C, d_tile=d_tile, first=first, operand=operand)
+        if first < N:
+            query_state(
+                q, a, r, rz, num=num, den=den, y=y, p=p, chunk_size=C, d_tile=d_tile, first=first, operand=operand
+            )
     if not return_state:
         return y, None
     return y, PowerState(s, z.flatten(-2).index_select(-1, tables.z_index))

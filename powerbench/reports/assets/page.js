@@ -3,7 +3,7 @@
 (() => {
   const { figures, texts } = JSON.parse(document.getElementById("figures").textContent);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const drawn = (root = document) => all(".plot.js-plotly-plot", root);
+  const drawn = (root = document) => all(".chart.js-plotly-plot", root);
 
   const draw = async (plot) => {
     const { data, layout } = figures[plot.id];
@@ -19,7 +19,7 @@
 
   // One after the other, so that the page answers while there is more to draw; closed settings when they are opened.
   const drawOpen = async (root) => {
-    for (const plot of all(".plot", root)) {
+    for (const plot of all(".chart", root)) {
       if (plot.dataset.drawn || !plot.closest("details").open) continue;
       plot.dataset.drawn = "yes";
       await draw(plot);

@@ -1,0 +1,414 @@
+"""`power_attention` with the PyTorch backend: values, gradients, streaming, precision, memory and refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from power_inputs import make_inputs, relative_error
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import powerbench
+from powerbench.kernels.power import torch_backend
+from powerbench.kernels.power.choose import choose
+from powerbench.kernels.power.feature_map import d_tiles, tspow_dim
+from powerbench.kernels.power.op import PowerState, power_attention
+from powerbench.kernels.power.reference import attention_form, recurrent_form
+
+HEAD_DIM = {1: 16, 2: 12, 3: 8, 4: 4}  # small where the state is large
+GATES = ["none", "slow", "fast", "zero", "-20"]
+
+
+def reference(inputs, *, p, **options):
+    """The attention form in float64, with power_attention's defaults."""
+    options.setdefault("normalize", p % 2 == 0)
+    double = [x if x is None else x.double() for x in inputs]
+    return attention_form(*double, p=p, **options)[0]
+
+
+def leaves_of(inputs):
+    """The tensors of the inputs, now asking for gradients."""
+    return [x.requires_grad_() for x in inputs if x is not None]
+
+
+# --- values ---
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4])
+@pytest.mark.parametrize("gates", GATES)
+@pytest.mark.parametrize(("T", "chunk_size"), [(1, 1), (1, 64), (63, 64), (65, 64), (65, 1), (200, 7), (1000, 300)])
+def test_any_length_and_chunk_is_the_attention_form(p, gates, T, chunk_size):
+    inputs = make_inputs(T, d=HEAD_DIM[p], e=5, heads=4, kv_heads=2, gates=gates)
+    y = power_attention(*inputs, p=p, chunk_size=chunk_size, backend="torch")
+    assert relative_error(y, reference(inputs, p=p)) < 1e-12
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (6, 6), (6, 2), (6, 1)])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_any_tile_and_grouping_is_the_recurrent_form(p, heads, kv_heads, normalize):
+    if normalize and p % 2:
+        pytest.skip("odd p is not normalised")
+    inputs = make_inputs(70, d=HEAD_DIM[p], e=3, heads=heads, kv_heads=kv_heads, batch=2)
+    for d_tile in d_tiles(HEAD_DIM[p]):
+        options = {"p": p, "d_tile": d_tile, "normalize": normalize, "scale": 0.3, "return_state": True}
+        y, state = power_attention(*inputs, chunk_size=32, backend="torch", **options)
+        expected, final = recurrent_form(*inputs, **options)
+        assert relative_error(y, expected) < 1e-12
+        assert relative_error(state.s, final.s) < 1e-12
+        assert relative_error(state.z, final.z) < 1e-12
+
+
+def test_blocks_of_attention_inside_a_chunk():
+    """More than one block of queries in a chunk, the last one cut short."""
+    T = 2 * torch_backend.ATTENTION_BLOCK + 40
+    for gates in ("none", "slow", "-20"):
+        inputs = make_inputs(T, d=4, e=3, heads=2, gates=gates, kv_heads=1)
+        y = power_attention(*inputs, chunk_size=T - 10, backend="torch")
+        assert relative_error(y, reference(inputs, p=2)) < 1e-12
+
+
+def test_defaults():
+    """scale is 1 / sqrt(d), even p is normalised, odd p is not, p is 2; the package exports the operator."""
+    inputs = make_inputs(50, d=16, e=4)
+    assert powerbench.power_attention is power_attention
+    assert powerbench.PowerState is PowerState
+    assert relative_error(power_attention(*inputs), reference(inputs, p=2, scale=0.25, normalize=True)) < 1e-13
+    assert relative_error(power_attention(*inputs, p=3), reference(inputs, p=3, scale=0.25, normalize=False)) < 1e-13
+
+
+def test_output_has_the_dtype_and_shape_of_the_contract():
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        q, k, v, log_g = make_inputs(10, d=8, e=6, heads=4, kv_heads=2, batch=3)
+        y, state = power_attention(q.to(dtype), k.to(dtype), v.to(dtype), log_g.float(), d_tile=4, return_state=True)
+        assert (y.dtype, y.shape) == (dtype, (3, 10, 4, 6))
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        assert (state.s.dtype, state.s.shape) == (wide, (3, 2, 48, 6))
+        assert (state.z.dtype, state.z.shape) == (wide, (3, 2, 48))
+
+
+def test_inputs_may_have_any_strides_and_are_left_alone():
+    inputs = make_inputs(40, d=8, e=4, heads=2, kv_heads=2)
+    strided = tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs)
+    before = [x.clone() for x in strided]
+    assert torch.equal(power_attention(*strided, chunk_size=16), power_attention(*inputs, chunk_size=16))
+    assert all(torch.equal(x, y) for x, y in zip(strided, before, strict=True))
+
+
+def test_the_initial_state_is_left_alone():
+    inputs = make_inputs(40, d=8, e=4)
+    _, state = power_attention(*inputs, return_state=True)
+    before = PowerState(state.s.clone(), state.z.clone())
+    power_attention(*inputs, initial_state=state, return_state=True, chunk_size=16)
+    assert torch.equal(state.s, before.s)
+    assert torch.equal(state.z, before.z)
+
+
+# --- streaming ---
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    p=st.integers(1, 4),
+    T=st.integers(2, 90),
+    where=st.floats(0, 1),
+    chunks=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    kv_heads=st.integers(1, 2),
+    groups=st.integers(1, 3),
+    d=st.integers(1, 6),
+    e=st.integers(1, 5),
+    gates=st.sampled_from(GATES),
+    data=st.data(),
+)
+def test_a_sequence_split_anywhere_is_the_whole(p, T, where, chunks, kv_heads, groups, d, e, gates, data):
+    cut = min(1 + int(where * (T - 1)), T - 1)
+    inputs = make_inputs(T, d=d, e=e, heads=kv_heads * groups, kv_heads=kv_heads, gates=gates)
+    first, second = zip(*[(None, None) if x is None else (x[:, :cut], x[:, cut:]) for x in inputs], strict=True)
+    d_tile = data.draw(st.sampled_from(d_tiles(d)))
+    options = {"p": p, "d_tile": d_tile, "return_state": True, "backend": "torch"}
+    y1, state = power_attention(*first, chunk_size=chunks[0], **options)
+    y2, final = power_attention(*second, chunk_size=chunks[1], initial_state=state, **options)
+    expected, whole = recurrent_form(*inputs, p=p, d_tile=d_tile, normalize=p % 2 == 0, return_state=True)
+    assert relative_error(torch.cat([y1, y2], dim=1), expected) < 1e-11
+    assert relative_error(final.s, whole.s) < 1e-12
+    assert relative_error(final.z, whole.z) < 1e-12
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4])
+def test_decoding_one_token_at_a_time(p):
+    """State in float32, as low precision inputs have it, and sizes left to the operator: calls agree on them."""
+    q, k, v, log_g = (x.float() for x in make_inputs(80, d=HEAD_DIM[p], e=4, heads=2, kv_heads=1))
+    y, state = power_attention(q[:, :60], k[:, :60], v[:, :60], log_g[:, :60], p=p, return_state=True)
+    outputs = [y]
+    for t in range(60, 80):
+        at = slice(t, t + 1)
+        y, state = power_attention(
+            q[:, at], k[:, at], v[:, at], log_g[:, at], p=p, initial_state=state, return_state=True
+        )
+        outputs.append(y)
+    assert relative_error(torch.cat(outputs, dim=1), reference((q, k, v, log_g), p=p)) < 1e-6
+
+
+def test_a_state_serves_both_normalised_and_plain_outputs():
+    """z is kept when the output is not normalised, and scale is not part of the state."""
+    inputs = make_inputs(30, d=4, e=3)
+    _, state = power_attention(*inputs, normalize=False, scale=3.0, return_state=True)
+    for normalize in (True, False):
+        y = power_attention(*inputs, normalize=normalize, initial_state=state)
+        twice = [torch.cat([x, x], dim=1) for x in inputs]
+        assert relative_error(y, reference(twice, p=2, normalize=normalize)[:, 30:]) < 1e-12
+
+
+# --- gradients ---
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4])
+@pytest.mark.parametrize("gates", ["none", "slow"])
+def test_gradcheck(p, gates):
+    """Against finite differences, through y and through the state, with and without normalisation."""
+    d, d_tile = 4, 2
+    q, k, v, log_g = make_inputs(7, d=d, e=2, heads=2, kv_heads=1, gates=gates)
+    before = make_inputs(9, d=d, e=2)[1:3]
+    dim = tspow_dim(d, p, d_tile)
+    _, initial = recurrent_form(before[0], *before, None, p=p, d_tile=d_tile, return_state=True)
+    assert initial.z.shape == (1, 1, dim)
+
+    def call(q, k, v, log_g, s, z):
+        y, state = power_attention(
+            q, k, v, log_g, p=p, chunk_size=3, d_tile=d_tile, initial_state=PowerState(s, z), return_state=True
+        )
+        return y, *state
+
+    leaves_of((q, k, v, log_g, *initial))
+    assert torch.autograd.gradcheck(call, (q, k, v, log_g, *initial), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4])
+@pytest.mark.parametrize("gates", GATES)
+@pytest.mark.parametrize("chunk_size", [16, 100])
+def test_gradients_are_those_of_the_attention_form(p, gates, chunk_size):
+    inputs = make_inputs(70, d=HEAD_DIM[p], e=3, heads=4, kv_heads=2, batch=2, gates=gates)
+    leaves = leaves_of(inputs)
+    y = power_attention(*inputs, p=p, chunk_size=chunk_size)
+    weight = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
+    expected = torch.autograd.grad(reference(inputs, p=p), leaves, weight)
+    for got, want in zip(torch.autograd.grad(y, leaves, weight), expected, strict=True):
+        if gates == "-20" and want.shape == inputs[3].shape:
+            assert (got - want).abs().max() < 1e-12  # e^-20 of the others: differences without relative digits
+        else:
+            assert relative_error(got, want) < 1e-11
+
+
+def test_gradients_through_blocks_of_attention():
+    inputs = make_inputs(torch_backend.ATTENTION_BLOCK + 30, d=4, e=3, heads=2, kv_heads=1)
+    leaves = leaves_of(inputs)
+    y = power_attention(*inputs, chunk_size=torch_backend.ATTENTION_BLOCK + 20)
+    weight = torch.randn_like(y)
+    expected = torch.autograd.grad(reference(inputs, p=2), leaves, weight)
+    for got, want in zip(torch.autograd.grad(y, leaves, weight), expected, strict=True):
+        assert relative_error(got, want) < 1e-11
+
+
+@pytest.mark.parametrize("wanted", range(6))
+def test_any_single_input_may_ask_for_gradients(wanted):
+    inputs = make_inputs(40, d=4, e=3)
+    state = PowerState(torch.randn(1, 1, 10, 3).double(), torch.rand(1, 1, 10).double())
+    arguments = [*inputs, *state]
+    arguments[wanted].requires_grad_()
+    y = power_attention(*arguments[:4], d_tile=1, chunk_size=16, initial_state=PowerState(*arguments[4:]))
+    y.sum().backward()
+    assert arguments[wanted].grad.isfinite().all()
+    assert arguments[wanted].grad.any()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_calls_without_gradients_do_not_spoil_later_ones(mode):
+    """What the backend keeps between calls must serve autograd also when it was first made without it."""
+    torch_backend._multiplicity.cache_clear()
+    inputs = make_inputs(40, d=4, e=3)
+    with mode():
+        assert not power_attention(*inputs, chunk_size=16).requires_grad
+    leaves = leaves_of(inputs)
+    power_attention(*inputs, chunk_size=16).sum().backward()
+    assert all(x.grad.isfinite().all() for x in leaves)
+
+
+def test_compiles():
+    """One graph without breaks, and the same values and gradients; traced only, as CI has no C++ compiler to count on."""
+    inputs = make_inputs(40, d=4, e=3, heads=2, kv_heads=1)
+    leaves = leaves_of(inputs)
+    power_attention(*inputs, chunk_size=16)  # puts what is kept between calls on the device
+    compiled = torch.compile(power_attention, backend="aot_eager", fullgraph=True)
+    eager, traced = power_attention(*inputs, chunk_size=16), compiled(*inputs, chunk_size=16)
+    assert relative_error(traced, eager) < 1e-13
+    for got, want in zip(
+        torch.autograd.grad(traced.sum(), leaves), torch.autograd.grad(eager.sum(), leaves), strict=True
+    ):
+        assert relative_error(got, want) < 1e-12
+
+
+# --- precision ---
+
+# Relative errors against float64 on standard normal inputs, chunk 256, slow gates; the bounds are 1.3 times the largest
+# that was measured over p.
+BOUNDS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+
+
+def normal_inputs(T, d, dtype, norm=None):
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, T, 2, d, generator=random) for _ in range(3))
+    if norm is not None:
+        q, k = (norm * x / x.norm(dim=-1, keepdim=True) for x in (q, k))
+    log_g = torch.nn.functional.logsigmoid(torch.randn(1, T, 2, generator=random) + 6.9)
+    return q.to(dtype), k.to(dtype), v.to(dtype), log_g
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize(("p", "d"), [(1, 64), (2, 64), (3, 16), (4, 16)])
+@pytest.mark.parametrize("gated", [True, False])
+def test_error_of_each_dtype(dtype, p, d, gated):
+    inputs = normal_inputs(1500, d, dtype)
+    inputs = inputs if gated else (*inputs[:3], None)
+    y = power_attention(*inputs, p=p, chunk_size=256)
+    assert relative_error(y, reference(inputs, p=p)) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_gradient_error_of_each_dtype(dtype):
+    inputs = normal_inputs(600, 32, dtype)
+    leaves = leaves_of(inputs)
+    weight = torch.randn(1, 600, 2, 32, generator=torch.Generator().manual_seed(1))
+    got = torch.autograd.grad(power_attention(*inputs, chunk_size=128), leaves, weight.to(dtype))
+    want = torch.autograd.grad(reference(inputs, p=2), leaves, weight.to(dtype).double())
+    for g, w in zip(got, want, strict=True):
+        print(dtype, relative_error(g, w))
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_large_norms_stay_finite(dtype):
+    """p = 4 with q and k of norm 16: powers up to 16^8 / d^2 = 6.7e7 in the weights, and sums of them in the state."""
+    inputs = normal_inputs(600, 16, dtype, norm=16.0)
+    leaves = leaves_of(inputs)
+    y = power_attention(*inputs, p=4, chunk_size=128)
+    y.float().square().sum().backward()
+    assert relative_error(y, reference(inputs, p=4)) < BOUNDS[dtype]
+    assert all(x.grad.isfinite().all() for x in leaves)
+
+
+def test_hard_resets_forget_everything():
+    """A gate of -inf: nothing from before it is left, nothing turns into nan, inside a chunk and between chunks."""
+    q, k, v, _ = make_inputs(60, d=4, e=3)
+    log_g = torch.zeros(1, 60, 1)
+    log_g[:, [0, 25, 40]] = -torch.inf
+    log_g.requires_grad_()
+    y = power_attention(q, k, v, log_g, chunk_size=20)
+    alone = [x[:, 25:40] for x in (q, k, v)]
+    assert relative_error(y[:, 25:40], reference((*alone, None), p=2)) < 1e-13
+    y.sum().backward()
+    assert log_g.grad.isfinite().all()
+
+
+# --- memory ---
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the numel of the largest tensor any operator returned, the backward pass included."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor):
+                self.numel = max(self.numel, x.untyped_storage().nbytes() // x.element_size())
+        return result
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_phi_exists_for_one_chunk_only(gradients):
+    T, d, d_tile, chunk = 2048, 32, 8, 64
+    inputs = make_inputs(T, d=d, e=16)
+    if gradients:
+        leaves_of(inputs)
+    dim = tspow_dim(d, 2, d_tile)
+    with LargestTensor() as largest:
+        y = power_attention(*inputs, chunk_size=chunk, d_tile=d_tile)
+        if gradients:
+            y.sum().backward()
+    assert largest.numel >= dim * chunk  # the mode does see phi
+    assert largest.numel <= max(dim * chunk, T * d)
+    assert largest.numel < dim * T / 8
+
+
+def test_what_is_kept_for_the_backward_pass_is_inputs_outputs_and_states():
+    """Grows with T by O(d + e) a token and one state a chunk; scores, or phi, would show at once."""
+    d, e, d_tile, chunk = 32, 16, 8, 64
+    state = tspow_dim(d, 2, d_tile) * (e + 1)
+
+    def kept(T):
+        storages = {}
+
+        def pack(x):
+            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes() // x.element_size()
+            return x
+
+        inputs = make_inputs(T, d=d, e=e)
+        leaves_of(inputs)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            y = power_attention(*inputs, chunk_size=chunk, d_tile=d_tile)
+        assert y.requires_grad
+        return sum(storages.values())
+
+    a_token = (kept(2048) - kept(1024)) / 1024
+    assert a_token - state / chunk < 4 * (2 * d + 2 * e)
+
+
+# --- choosing ---
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("d", [1, 7, 16, 24, 32, 64, 80, 128, 256])
+@pytest.mark.parametrize("p", [1, 2, 3, 4])
+def test_chosen_sizes_are_valid(device, d, p):
+    for seqlen in (1, 100, 10**6):
+        chunk_size, d_tile = choose(p, d, 64, seqlen, device)
+        assert chunk_size >= 1
+        assert d % d_tile == 0
+        assert choose(p, d, 64, 5 * seqlen, device, streaming=True)[1] == d_tile  # states of any two calls fit
+        assert choose(p, d, 64, seqlen, device, 77, 1) == (77, 1)
+
+
+def test_short_sequences_need_no_state(monkeypatch):
+    """The attention form alone runs below the switch-over, unless a state is asked for."""
+    called = []
+    monkeypatch.setattr(torch_backend, "expand", lambda x, p, d_tile: called.append(1) or expand(x, p, d_tile))
+    expand = torch_backend.__dict__["expand"]
+    inputs = make_inputs(100, d=32, e=32)
+    power_attention(*inputs)
+    assert not called
+
+
+# --- refusals ---
+
+
+def refusal(call):
+    with pytest.raises(ValueError) as caught:
+        call()
+    return str(caught.value)
+
+
+Q, K, V, G = torch.zeros(2, 6, 4, 8), torch.zeros(2, 6, 2, 8), torch.zeros(2, 6, 2, 5), torch.zeros(2, 6, 2)
+S, Z = torch.zeros(2, 2, 36, 5), torch.zeros(2, 2, 36)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"q": None}, "q is NoneType; it must be a tensor"),
+    ],
+)
+def test_refusals(changed, message):
+    arguments = {"q": Q, "k": K, "v": V, "log_g": G, "d_tile": 1} | changed
+    assert message in refusal(lambda: power_attention(**arguments))

@@ -1,0 +1,230 @@
+"""Rows, frames, curves and answers, from synthetic runs whose answers are known."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+
+from powerbench.problem import Params
+from powerbench.reports.answers import answers, crossover_table, gaps
+from powerbench.reports.curves import groups
+from powerbench.reports.frames import tidy
+from powerbench.reports.page import page
+from powerbench.reports.rows import COLUMNS, rows
+from powerbench.reports.show import render
+from powerbench.reports.tiles import tile_maps
+from tests import runs
+
+CONTRACT = [
+    *("case_id", "kernel", "p", "d_tile", "chunk_size", "ctx", "batch", "heads", "kv_heads", "head_dim", "dtype"),
+    *("pass", "status", "reason", "n", "median_ms", "ci_low_ms", "ci_high_ms", "tokens_per_s", "useful_tflops"),
+    *("executed_tflops", "intensity", "bound", "roof_fraction", "mfu", "hfu", "peak_memory_mib", "error", "timer"),
+    "config",
+]
+
+
+def test_the_columns_are_the_contract():
+    assert list(COLUMNS[: len(CONTRACT)]) == CONTRACT
+    assert list(tidy(runs.run([])).columns) == list(COLUMNS)
+
+
+def test_tidy_numbers():
+    frame = tidy(runs.cpu_run()).set_index(["kernel", "ctx"])
+    row = frame.loc[("sdpa-cpu", 16384)]
+    measurement = next(
+        m for m in runs.cpu_run().measurements if m.case.kernel == "sdpa-cpu" and m.case.problem.seqlen == 16384
+    )
+    seconds = np.median(measurement.samples_ms) / 1e3
+    assert row.median_ms == pytest.approx(seconds * 1e3)
+    assert row.ci_low_ms <= row.median_ms <= row.ci_high_ms
+    assert row.tokens_per_s == pytest.approx(16384 / seconds)
+    assert row.useful_tflops == pytest.approx(measurement.cost.useful_flops / seconds / 1e12)
+    assert row.mfu == pytest.approx(measurement.cost.useful_flops / seconds / 2e11)
+    assert row.hfu == pytest.approx(1.25 * row.mfu)
+    assert row.peak_memory_mib == 96
+    assert (row.bound, row.n, row.status, row.valid) == ("compute", 7, "ok", True)
+    assert pd.isna(row.p)
+    assert frame.p.dtype == "Int64"
+    missing = frame.loc[("power-triton", 1024)]
+    assert (missing.status, missing.reason, missing.n) == ("unsupported", "power-triton needs a GPU", 0)
+    assert pd.isna(missing.median_ms)
+
+
+def test_few_samples_have_a_median_but_no_interval():
+    (row,) = rows(runs.few_samples_run())
+    assert row.median_ms is not None
+    assert (row.ci_low_ms, row.ci_high_ms, row.spread) == (None, None, None)
+
+
+def test_above_the_roof_keeps_its_time_but_is_not_compared():
+    fast = runs.measurement("power-torch", 1024, 0.001, flops=1e9, params=Params(2))
+    run = runs.run([fast, runs.measurement("sdpa-cpu", 1024, 5.0, flops=1e6)])
+    row = rows(run)[0]
+    assert row.median_ms == pytest.approx(0.001, rel=0.05)
+    assert not row.valid
+    assert row.reason.startswith("above the roof: ")
+    assert "above the roof" in answers(run)[0].text
+    assert "invalid: power-torch, p = 2 at 1k: above the roof" in render(run, "table")
+    assert "1 case is above the roof" in page([run])
+
+
+def test_no_ceiling_or_no_ledger_is_no_roof():
+    bare, other = rows(runs.no_ledger_run())
+    assert (bare.roof_fraction, bare.intensity, bare.useful_tflops, bare.valid) == (None, None, None, True)
+    assert (other.roof_fraction, other.valid) == (None, True)
+    assert other.intensity is not None
+
+
+def test_ten_thousand_measurements_in_ten_seconds():
+    many = [
+        runs.measurement("power-torch", 1024 + i, 1.0, params=Params(2, 8, 64 + j), n=5 + i % 40)
+        for i in range(100)
+        for j in range(100)
+    ]
+    start = time.perf_counter()
+    assert len(tidy(runs.run(many))) == 10_000
+    assert time.perf_counter() - start < 10
+
+
+def test_settings_are_kept_apart():
+    mixed = runs.run(
+        [
+            runs.measurement("sdpa-cpu", 1024, 5.0),
+            runs.measurement("sdpa-cpu", 1024, 9.0, pass_="fwd+bwd"),
+            runs.measurement("sdpa-cpu", 1024, 5.0, dtype="bf16"),
+            runs.measurement("power-torch", 1024, 9.0, dtype="bf16", params=Params(2)),
+            runs.measurement("power-torch", 1024, 9.0, dtype="bf16", params=Params(3)),
+        ]
+    )
+    found = groups(rows(mixed))
+    assert [group.setting.text for group in found] == [
+        "Forward, bf16, d = 64",
+        "Forward, fp32, d = 64",
+        "Forward + backward, fp32, d = 64",
+    ]
+    assert [curve.label for curve in found[0].curves] == ["power-torch, p = 2", "power-torch, p = 3", "sdpa-cpu"]
+    assert len(crossover_table(mixed)) == 3
+
+
+def test_two_batches_at_a_context_are_two_settings():
+    mixed = [runs.measurement("sdpa-cpu", ctx, 5.0 * t, tokens=t) for ctx in (1024, 2048) for t in (4096, 8192)]
+    found = groups(rows(runs.run(mixed)))
+    assert [group.setting.batch for group in found] == [2, 4, 8]
+    assert all(row.batch == group.setting.batch for group in found for row in group.rows)
+    constant = groups(rows(runs.run(mixed[::2])))
+    assert [group.workload for group in constant] == ["batch x context = 4k tokens"]
+
+
+def test_a_curve_is_the_fastest_choice_at_each_context():
+    found = groups(rows(runs.gpu_run(("fwd",))))[0]
+    power = found.curves[0]
+    assert power.label == "power-triton, p = 2"
+    assert {(row.d_tile, row.chunk_size) for row in power.points.values()} == {(16, 1024)}
+    assert list(power.points) == sorted(power.points)
+    maps = tile_maps(found.rows)
+    assert [(tiles.label, tiles.ctx) for tiles in maps][:2] == [
+        ("power-triton, p = 2", 1024),
+        ("power-triton, p = 2", 2048),
+    ]
+    assert maps[0].price(maps[0].best) == 0
+    assert maps[0].price(maps[0].cells[8, 1024]) == pytest.approx(0.12, abs=0.01)
+    assert len(maps) == 8 + 6  # degree 3 ran out of memory at the two largest contexts
+    assert gaps(found) == (
+        "Without a number to trust: flash-2 (unsupported); power-triton, p = 3 at 64k, 128k (oom); "
+        "sdpa-math at 4k (above the roof)."
+    )
+
+
+def test_the_answer():
+    (answer,) = answers(runs.cpu_run())
+    assert answer.text == (
+        "Forward, fp32, d = 64: Power attention (p = 2, power-torch) beats softmax attention (sdpa-cpu) from 5.0k "
+        "tokens on; at 16k it is 3.2x faster. It does not beat linear attention (linear-torch, p = 1) within 1k..16k; "
+        "at 16k it is 20.0x slower. At 16k sdpa-cpu comes nearest to this machine's roof, at 42 %; power-torch, p = 2 "
+        "reaches 22 %."
+    )
+
+
+def test_one_context_is_not_a_crossover():
+    (answer,) = answers(runs.cpu_run((16384,)))
+    assert answer.sentences[0] == (
+        "Power attention (p = 2, power-torch) is 3.2x faster than softmax attention (sdpa-cpu) at 16k; "
+        "a crossover needs more contexts."
+    )
+
+
+def _two(times, other, **options):
+    contexts = runs.POWERS_OF_TWO[: len(times)]
+    found = []
+    for ctx, ms, other_ms in zip(contexts, times, other, strict=True):
+        found.append(runs.measurement("power-torch", ctx, ms, params=Params(2), flops=1e6, **options))
+        found.append(runs.measurement("sdpa-cpu", ctx, other_ms, flops=1e6, **options))
+    return answers(runs.run(found))[0].sentences
+
+
+@pytest.mark.parametrize(
+    ("times", "other", "sentence"),
+    [
+        ([1, 1, 1], [2, 3, 4], "beats {} at every measured context (1k..4k); at 4k it is 4.0x faster."),
+        ([2, 3, 4], [1, 1, 1], "does not beat {} within 1k..4k; at 4k it is 4.0x slower."),
+        ([1, 2, 4], [2, 2.1, 2], "beats {} only up to 2.1k tokens; at 4k it is 2.0x slower."),
+        ([1, 2, 1], [2, 1, 2], "changes places with {} at 1.4k, 2.8k tokens; at 4k it is 2.0x faster."),
+        ([2, 2, 2], [1, 1, 2.004], "draws level with {} at 4k, the largest context that both measured."),
+        ([2, 2, 2.004], [1, 1, 2], "does not beat {} within 1k..4k; at 4k it is as fast within the noise."),
+    ],
+)  # fmt: skip
+def test_sentences(times, other, sentence):
+    assert _two(times, other, noise=0.002)[0] == "Power attention (p = 2, power-torch) " + sentence.format(
+        "softmax attention (sdpa-cpu)"
+    )
+
+
+def test_missing_sides_are_said():
+    power = [runs.measurement("power-torch", ctx, 1.0, params=Params(2), flops=1e6) for ctx in (1024, 2048)]
+    text = answers(runs.run(power))[0].text
+    assert "was not compared with softmax attention: none is in this run" in text
+    failed = [runs.measurement("sdpa-cpu", ctx, None, status="oom", message="64 GiB wanted.") for ctx in (1024, 2048)]
+    text = answers(runs.run(power + failed))[0].text
+    assert "could not be compared with softmax attention" in text
+    assert "No time to trust for softmax attention: sdpa-cpu: oom, 64 GiB wanted." in text
+    elsewhere = runs.measurement("sdpa-cpu", 4096, 1.0, flops=1e6)
+    text = answers(runs.run([*power, elsewhere]))[0].text
+    assert "was never measured at the same context as softmax attention (sdpa-cpu)" in text
+    text = answers(runs.all_failed_run())[0].text
+    assert (
+        "No time to trust for power attention (p = 2): power-triton, p = 2: failed, no CUDA device was found." in text
+    )
+    text = answers(runs.run([elsewhere]))[0].text
+    assert text.startswith("Forward, fp32, d = 64: No power kernel is in this run.")
+    assert answers(runs.run([])) == []
+
+
+def test_contexts_where_power_failed_are_said():
+    sentences = next(a for a in answers(runs.gpu_run()) if a.p == 3).sentences
+    assert sentences[-1].startswith(
+        "No time to trust for power attention at 64k, 128k: power-triton, p = 3: oom, CUDA out"
+    )
+
+
+def test_contexts_that_the_other_side_lacks_are_said():
+    run = runs.cpu_run()
+    busy = msgspec.structs.replace(run.header.ceilings, matmul_flops_per_s={"fp32": 0.07e12})  # too low a ceiling
+    header = msgspec.structs.replace(run.header, ceilings=busy)
+    kept = [m for m in run.measurements if m.case.kernel != "sdpa-cpu" or m.case.problem.seqlen >= 4096]
+    slow = [runs.measurement("sdpa-cpu", ctx, 500.0, flops=1e9) for ctx in (1024, 2048)]
+    text = answers(runs.run(kept + slow, header))[0].text
+    assert "beats softmax attention (sdpa-cpu) at every measured context (1k..2k)" in text
+    assert "No time to trust for softmax attention at 4k, 8k, 16k: sdpa-cpu: above the roof: 121 % of the meas" in text
+
+
+def test_the_faster_of_a_pair_stands_first():
+    pairs = {(pair.faster, pair.slower): pair.crossover.text for pair in crossover_table(runs.cpu_run())}
+    assert pairs == {
+        ("linear-torch, p = 1", "power-torch, p = 2"): "at every measured context (1k..16k)",
+        ("power-torch, p = 2", "sdpa-cpu"): "from 5.0k on",
+        ("linear-torch, p = 1", "sdpa-cpu"): "at every measured context (1k..16k)",
+    }
