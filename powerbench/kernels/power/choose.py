@@ -14,7 +14,7 @@ class _Sizes(NamedTuple):
     chunk_size: int
 
 
-_CUDA = {2: _Sizes(16, 1024), 3: _Sizes(8, 2048), 4: _Sizes(4, 4096)}
+_CUDA = {1: _Sizes(256, 128), 2: _Sizes(16, 1024), 3: _Sizes(8, 2048), 4: _Sizes(4, 4096)}
 _CPU = {1: _Sizes(256, 256), 2: _Sizes(8, 512), 3: _Sizes(8, 1024), 4: _Sizes(4, 2048)}
 
 

@@ -106,24 +106,22 @@ def brick(d: int, p: int, d_tile: int, rows: int) -> Brick:
     return Brick(min(d, rows // columns), columns)
 
 
-def _allowed(index: int, d_tile: int) -> int:
-    """Indices below this one may stand before `index` in a tuple: the end of its tile."""
-    return (index // d_tile + 1) * d_tile
-
-
 def brick_counts(d: int, p: int, d_tile: int, shape: Brick) -> list[int]:
     """How many bricks stand at each run of `columns` columns; together they cover the state."""
+
+    def tile_end(index: int) -> int:  # the indices below it may stand before `index` in a tuple
+        return (index // d_tile + 1) * d_tile
 
     @cache
     def prefixes(limit: int, degree: int) -> int:
         if degree == 1:
             return -(-limit // shape.fibres)
-        return sum(prefixes(_allowed(i, d_tile), degree - 1) for i in range(limit))
+        return sum(prefixes(tile_end(i), degree - 1) for i in range(limit))
 
     starts = range(0, d, shape.columns)
     if p == 1:
         return [1] * len(starts)
-    return [prefixes(_allowed(start + shape.columns - 1, d_tile), p - 1) for start in starts]
+    return [prefixes(tile_end(start + shape.columns - 1), p - 1) for start in starts]
 
 
 def brick_table(d: int, p: int, d_tile: int, shape: Brick) -> np.ndarray:
@@ -134,7 +132,7 @@ def brick_table(d: int, p: int, d_tile: int, shape: Brick) -> np.ndarray:
     last = starts + shape.columns - 1
     for column in range(p - 1, 0, -1):  # the middle indices from the last to the second, then i_1
         step = shape.fibres if column == 1 else 1
-        repeats = -(-_allowed(last, d_tile) // step)
+        repeats = -(-(last // d_tile + 1) * d_tile // step)
         parent = np.repeat(np.arange(len(table)), repeats)
         within = np.arange(int(repeats.sum())) - np.repeat(np.cumsum(repeats) - repeats, repeats)
         table = table[parent]

@@ -1,0 +1,89 @@
+"""Compiles the Triton kernels for a GPU that need not be there, with the arguments the launchers really pass.
+
+Run by `test_triton_compile` in a process of its own, where the interpreter is off:
+
+    python tests/triton_aot.py '[[2, 64, 64, 16, "bfloat16"], ...]'      p, d, e, d_tile, dtype
+
+The launchers get tensors on the meta device, and `JITFunction.run` is replaced: it compiles for compute capability 9.0
+and launches nothing. Prints one JSON list: name, seconds, bytes of shared memory, registers and bytes of stack
+(spilled registers) of each kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from powerbench.kernels.power.triton_backend import triton_forward
+
+POINTERS = {
+    torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64",
+}  # fmt: skip
+
+
+def compile_only(found: dict):
+    """What stands in for JITFunction.run: the same specialisation of arguments, then the compiler, then nothing."""
+
+    def run(self, *args, grid, warmup, **options):
+        values = dict(zip(self.arg_names, args, strict=False))
+        values |= {name: options.pop(name) for name in list(options) if name in self.arg_names}
+        signature, constants, hints = {}, {}, {}
+        for position, (name, parameter) in enumerate(zip(self.arg_names, self.params, strict=True)):
+            value = values[name]
+            if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+                signature[name], constants[name] = "constexpr", value
+            elif isinstance(value, float):
+                signature[name] = "fp32"
+            else:
+                signature[name] = POINTERS[value.dtype] if isinstance(value, torch.Tensor) else "i32"
+                if isinstance(value, torch.Tensor) or value % 16 == 0:
+                    hints[(position,)] = [["tt.divisibility", 16]]
+        key = f"{self.__name__} {signature} {constants} {hints} {options}"
+        if key not in found:
+            start = time.perf_counter()
+            source = ASTSource(self, signature, constants, hints)
+            kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+            found[key] = {"name": self.__name__, "seconds": time.perf_counter() - start, **resources(kernel)}
+
+    return run
+
+
+def resources(kernel) -> dict:
+    """Shared memory, registers and stack of a compiled kernel, by the tools in Triton's wheel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    return {"shared": kernel.metadata.shared, "registers": int(registers), "stack": int(stack)}
+
+
+def main() -> None:
+    found: dict = {}
+    JITFunction.run = compile_only(found)
+    for p, d, e, d_tile, dtype in json.loads(sys.argv[1]):
+        q, k, v = (torch.empty(1, 4096, 8, n, dtype=getattr(torch, dtype), device="meta") for n in (d, d, e))
+        triton_forward(
+            q, k, v, torch.empty(1, 4096, 8, device="meta"),
+            p=p, chunk_size=1024, d_tile=d_tile, scale=d**-0.5, normalize=p % 2 == 0,
+            initial_state=None, return_state=True,
+        )  # fmt: skip
+    print(json.dumps(list(found.values())))
+
+
+if __name__ == "__main__":
+    main()
