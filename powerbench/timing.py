@@ -1,9 +1,10 @@
 """How a callable is timed: the only file with clocks, events and cache flushes.
 
 * `perf_counter` (CPU): wall time of one call.
-* `events-cold` (CUDA): time between two events around one call. Before each call the L2 cache is overwritten by a
-  buffer of several times its size; that write is outside the events, and while the device is busy with it the host
-  already enqueues the call, which keeps launch overhead out of the number unless the call has very many launches.
+* `events-cold` (CUDA): time between two events around one call. Before each call the device spins for about a
+  millisecond and then overwrites its L2 cache with a buffer of several times its size, both outside the events. While
+  it spins, the host enqueues the whole call, so that launch overhead stays out of the number (unless enqueueing takes
+  longer than that: a call of very many launches is then host bound, and its time says so).
 
 Every call is one sample; samples are kept raw and in order.
 """
@@ -17,6 +18,7 @@ from functools import lru_cache
 
 import torch
 
+SPIN_CYCLES = 2_000_000  # about 1 ms at an H200's 1.98 GHz
 FLUSH_BYTES = 256 * 1024**2  # over four times the L2 of an H200 (60 MB); writing it takes about 60 us there
 
 
@@ -55,6 +57,7 @@ def _cpu_sample(call: Callable[[], object], device: torch.device) -> float:
 
 def _cuda_sample(call: Callable[[], object], device: torch.device) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(SPIN_CYCLES)  # private, but torch's own tests and benchmarks have used it for years
     _flush_buffer(device).zero_()
     start.record()
     call()

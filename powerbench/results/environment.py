@@ -44,7 +44,12 @@ def _nvidia_driver() -> str | None:
 
 
 def _commit() -> str | None:
-    """powerbench's own commit, with -dirty where its tree was changed; None when it is not run from a checkout."""
+    """powerbench's own commit, with -dirty where its tree was changed; None when it is not run from a checkout.
+
+    A copied tree has no history to ask: there the variable POWERBENCH_COMMIT may say what it is a copy of.
+    """
+    if "POWERBENCH_COMMIT" in os.environ:
+        return os.environ["POWERBENCH_COMMIT"]
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
