@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+torch.set_num_threads(1)  # the tensors are small, and pytest's workers share the cores: their threads would only wait
+
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 

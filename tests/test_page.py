@@ -36,7 +36,7 @@ def _drawn(run):
 
 def test_which_figures():
     assert [list(figures) for figures in _drawn(runs.cpu_run())] == [["latency", "throughput", "speedup", "roofline"]]
-    assert [list(figures) for figures in _drawn(runs.cpu_run((1024,)))] == [["latency", "roofline"]]
+    assert [list(figures) for figures in _drawn(runs.cpu_run((1024,)))] == [["ranking", "roofline"]]
     assert _drawn(runs.all_failed_run()) == [{}]
 
 

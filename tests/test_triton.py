@@ -167,15 +167,21 @@ def test_any_strides(layout):
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="virtual memory only: the GPU would have to hold it")
-def test_offsets_beyond_32_bits():
-    q, k, v, log_g = inputs(2, 20, 2, 2, 16, 16)
-    want, _ = forward(q, k, v, log_g, p=2, chunk_size=16)
+@pytest.mark.parametrize(
+    ("B", "H", "strides"),
+    [(3, 1, (2**30 + 64, 16, 16, 1)), (1, 1, (16, 2**27 + 64, 16, 1)), (1, 3, (16, 64, 2**30 + 2048, 1))],
+    ids=["batch", "token", "head"],
+)
+def test_offsets_beyond_32_bits(B, H, strides):
+    q, k, v, _ = inputs(B, 20, H, H, 16, 16, torch.float16)
+    want, _ = forward(q, k, v, None, p=2, chunk_size=16)
     far = []
     for x in (q, k, v):
-        memory = torch.UntypedStorage(4 * (2**29 + 2**28 + 2**12))  # untouched pages take no memory
-        view = torch.empty(0).set_(memory).as_strided(x.shape, (2**29 + 64, 32, 2**28 + 32, 1))
-        far.append(view.copy_(x))
-    got, _ = forward(*far, log_g, p=2, chunk_size=16)
+        reach = sum((size - 1) * stride for size, stride in zip(x.shape, strides, strict=True)) + 1
+        assert reach > 2**31
+        memory = torch.UntypedStorage(reach * x.itemsize)  # untouched pages take no memory
+        far.append(x.new_empty(0).set_(memory).as_strided(x.shape, strides).copy_(x))
+    got, _ = forward(*far, None, p=2, chunk_size=16)
     assert torch.equal(got, want)
 
 

@@ -132,6 +132,11 @@ def curves(members: Iterable[Row]) -> list[Curve]:
     return sorted(found, key=_curve_order)
 
 
+def by_time(group: Group) -> list[Curve]:
+    """The curves of a setting with a single context, fastest first."""
+    return sorted(group.curves, key=lambda curve: min(_time(row) for row in curve.points.values()))
+
+
 def best_of(members: Iterable[Curve], families: Collection[str], p: int | None = None) -> dict[int, Row]:
     """At each context the fastest row among the curves of these families, and of this degree where one is given."""
     best: dict[int, Row] = {}

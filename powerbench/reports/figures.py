@@ -13,7 +13,8 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from powerbench.reports.curves import SOFTMAX, Curve, Group, best_of
+from powerbench.crossover import context_text
+from powerbench.reports.curves import SOFTMAX, Curve, Group, best_of, by_time
 from powerbench.reports.parts import Figure, context_figure, curve_trace, empty_figure, hover
 from powerbench.reports.rows import Row
 from powerbench.reports.show import si, significant
@@ -33,14 +34,46 @@ class Drawn:
 
 def draw(group: Group, ceilings: Ceilings, look: Mapping[str, Style]) -> list[Drawn]:
     """Every figure that this setting's rows can fill; empty when no case has a time."""
-    drawn = [latency(group, look)] if group.curves else []
-    if len({row.ctx for row in _best_rows(group)}) > 1:
+    contexts = {row.ctx for row in _best_rows(group)}
+    drawn = [ranking(group, look) if len(contexts) == 1 else latency(group, look)] if group.curves else []
+    if len(contexts) > 1:
         drawn.append(throughput(group, look))
         if len(best_of(group.curves, SOFTMAX)) > 1:
             drawn.append(speedup(group, look))
     if any(row.roof_fraction is not None for row in group.rows):
         drawn.append(roofline(group, ceilings, look))
     return drawn
+
+
+def ranking(group: Group, look: Mapping[str, Style]) -> Drawn:
+    """Median time of each contestant at the one context that was measured, a bar each, the fastest on top."""
+    figure = empty_figure("time (ms)", "")
+    for curve in reversed(by_time(group)):
+        (row,) = curve.points.values()
+        figure.add_trace(
+            go.Bar(
+                x=[row.median_ms],
+                y=[escape(curve.label)],
+                orientation="h",
+                name=escape(curve.label),
+                meta=curve.label,  # what the page's legend switches on and off
+                marker={"color": look[curve.label].color},
+                text=[f"{significant(row.median_ms or 0)} ms"],
+                textposition="outside",
+                cliponaxis=False,
+                hovertext=[hover(row)],
+                hovertemplate="%{hovertext}<extra></extra>",
+            )
+        )
+    figure.update_xaxes(type="linear", rangemode="tozero")
+    figure.update_yaxes(type="category", showgrid=False)
+    figure.update_layout(margin={"l": 56, "r": 60, "t": 26, "b": 46})
+    return Drawn(
+        "ranking",
+        f"Time at {context_text(next(iter(group.curves[0].points)))} tokens",
+        "Median of the samples with the fastest d_tile and chunk. Shorter is better.",
+        figure,
+    )
 
 
 def latency(group: Group, look: Mapping[str, Style]) -> Drawn:

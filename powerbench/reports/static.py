@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from powerbench.crossover import context_text
 from powerbench.reports.answers import setting_names
-from powerbench.reports.curves import SOFTMAX, Curve, Group, best_of, groups
+from powerbench.reports.curves import SOFTMAX, Curve, Group, best_of, by_time, groups
 from powerbench.reports.rows import Row, rows
 from powerbench.reports.show import printable, si, significant
 from powerbench.reports.style import Style, context_ticks, roof_axes, styles
@@ -60,10 +60,13 @@ def _figures(group: Group, name: str, ceilings: Ceilings, look: Mapping[str, Sty
         softmax = best.get(row.ctx)
         return softmax.median_ms / row.median_ms if softmax and softmax.median_ms and row.median_ms else None
 
-    drawn = [
-        ("latency", _over_context(group, name, "time (ms)", lambda row: row.median_ms, look)),
-        ("throughput", _over_context(group, name, "tokens/s", lambda row: row.tokens_per_s, look)),
-    ]
+    if len({row.ctx for curve in group.curves for row in curve.points.values()}) == 1:
+        drawn = [("ranking", _ranking(group, name, look))]
+    else:
+        drawn = [
+            ("latency", _over_context(group, name, "time (ms)", lambda row: row.median_ms, look)),
+            ("throughput", _over_context(group, name, "tokens/s", lambda row: row.tokens_per_s, look)),
+        ]
     if len(best) > 1:
         drawn.append(("speedup", _over_context(group, name, "times as fast as the best softmax", ratio, look)))
     if any(row.roof_fraction is not None for row in group.rows):
@@ -71,6 +74,22 @@ def _figures(group: Group, name: str, ceilings: Ceilings, look: Mapping[str, Sty
     for label, maps in groupby(tile_maps(group.rows), key=lambda tiles: tiles.label):
         drawn.append((f"tiles-{_slug(label)}", _tiles(list(maps), f"{label}: {name}")))
     return drawn
+
+
+def _ranking(group: Group, name: str, look: Mapping[str, Style]) -> Figure:
+    figure, axes = _log_log(name, "time (ms)", "")
+    axes.set_xscale("linear")
+    axes.set_yscale("linear")
+    found = by_time(group)
+    times = [next(iter(curve.points.values())).median_ms or 0.0 for curve in found]
+    bars = axes.barh(
+        [_plain(curve.label) for curve in found], times, color=[look[curve.label].color for curve in found]
+    )
+    axes.bar_label(bars, [f"{significant(time)} ms" for time in times], padding=3, fontsize=8)
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    return figure
 
 
 def _over_context(

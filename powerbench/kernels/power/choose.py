@@ -8,13 +8,19 @@ from powerbench.kernels.power.feature_map import d_tiles, tspow_dim
 
 
 class _Sizes(NamedTuple):
-    """`d_tile` is a wish: the largest divisor of the head dimension up to it is taken. At p = 1 tiles change nothing."""
+    """`d_tile` is a wish: the largest divisor of the head dimension up to it is taken (p = 1 has no tiles).
+
+    `attention_share`: one chunk up to this share of the length at which both forms multiply equally much.
+    """
 
     d_tile: int
     chunk_size: int
+    attention_share: float = 0.5
 
 
-_CUDA = {1: _Sizes(256, 128), 2: _Sizes(16, 1024), 3: _Sizes(8, 2048), 4: _Sizes(4, 4096)}
+# Measured on an H200 in bfloat16, forward, gated, head dimension 64, for p = 1 and 2 (docs/kernel-notes.md); the others
+# are extrapolated. On its tensor cores attention runs nearer to the roof than the state's phases do.
+_CUDA = {1: _Sizes(256, 128), 2: _Sizes(16, 2048, 2.0), 3: _Sizes(8, 2048), 4: _Sizes(4, 4096)}
 
 # Measured on an AMD EPYC (Zen 5, two cores, torch 2.13) in float32 and bfloat16, forward, gated, for p = 1 at head
 # dimension 64; p = 2 at 32, 64, 128; p = 3 at 16, 32; p = 4 at 16; each with
@@ -40,13 +46,14 @@ def choose(
 
     d_tile depends on p, head_dim and device_type alone, so that calls that hand a state on agree on its rows. A
     sequence that is short against the state gets one chunk as long as itself, which is the attention form alone, unless
-    a state goes in or out (`streaming`): up to half the length at which both forms would multiply equally much,
+    a state goes in or out (`streaming`): up to a share of the length at which both forms would multiply equally much,
     (d + e) T against 4 D e a token.
     """
     sizes = (_CUDA if device_type == "cuda" else _CPU)[p]
     if d_tile is None:
         d_tile = head_dim if p == 1 else max(tile for tile in d_tiles(head_dim) if tile <= sizes.d_tile)
     if chunk_size is None:
-        short = 2 * tspow_dim(head_dim, p, d_tile) * value_dim // (head_dim + value_dim)
-        chunk_size = seqlen if seqlen <= short and not streaming else sizes.chunk_size
+        equal = 4 * tspow_dim(head_dim, p, d_tile) * value_dim / (head_dim + value_dim)
+        short = seqlen <= sizes.attention_share * equal and not streaming
+        chunk_size = seqlen if short else sizes.chunk_size
     return chunk_size, d_tile

@@ -100,21 +100,34 @@ def _ceil(length: int, multiple: int) -> int:
 def backward_launches(problem: Problem, params: Params, execution: Execution) -> tuple[Launch, ...]:
     """The launches of one backward call of the PyTorch backend: the gradients of each phase, from checkpoints.
 
-    Executed: each product has two gradients; computed again are the scores q k^T and, with gates, phi(q)^T R, which
-    the gradient of the gates multiplies. (A checkpoint stops once it has what the gradients need, so the last product
-    of a phase is not repeated.) Bytes: what the forward phase moves, for its inputs, for the gradients, and once more.
+    Executed: each product has two gradients. Computed again is what these need: the scores q k^T; the weighted sums of
+    values that are not the last step of a block's attention (`_summed_again`); and with gates phi(q)^T R, which the
+    gradient of the gates multiplies. Bytes: what the forward phase moves, for its inputs, for the gradients, and again.
     """
+    assert params.chunk_size
+    full, length, last = chunk_lengths(problem.seqlen, params.chunk_size)
+    d, heads = problem.head_dim, problem.batch * problem.heads
+    block = execution.attention_tile.queries
+    sums = full * _summed_again(length, block, problem.gated) + _summed_again(last, block, problem.gated)
 
     def gradient(launch: Launch) -> Launch:
-        cost, name = launch.cost, launch.name
-        again = {
-            "attention": cost.executed_flops
-            * problem.head_dim // (problem.head_dim + execution.attention_columns),
-            "query_state": cost.executed_flops if problem.gated else 0,
-        }.get(name, 0)  # fmt: skip
-        useful = 2 * cost.useful_flops
-        if name == "attention":
-            useful += cost.useful_flops * problem.head_dim // (problem.head_dim + problem.value_dim)
-        return Launch(f"{name}_backward", Cost(useful, 2 * cost.executed_flops + again, cost.bytes * 3))
+        cost, useful, again = launch.cost, 2 * launch.cost.useful_flops, 0
+        if launch.name == "attention":
+            useful += cost.useful_flops * d // (d + problem.value_dim)
+            again = cost.executed_flops * d // (d + execution.attention_columns)
+            again += heads * sums * 2 * execution.attention_columns
+        elif launch.name == "query_state" and problem.gated:
+            again = cost.executed_flops
+        return Launch(f"{launch.name}_backward", Cost(useful, 2 * cost.executed_flops + again, cost.bytes * 3))
 
     return tuple(gradient(launch) for launch in reversed(forward_launches(problem, params, execution)))
+
+
+def _summed_again(length: int, block: int, gated: bool) -> int:
+    """Pairs of a chunk whose weighted values the backward pass sums again.
+
+    A block of queries after the first adds the keys before it to those in it; a checkpoint stops before its last step,
+    so the sum over its own keys is repeated, and that over earlier keys only where a gate multiplies it.
+    """
+    starts = range(block, length, block)
+    return sum((min(block, length - s)) * (min(block, length - s) + (s if gated else 0)) for s in starts)
