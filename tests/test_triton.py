@@ -5,14 +5,10 @@ Everything that torch.empty hands out is filled with nan first, so that an eleme
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 pytest.importorskip("triton")
 
 from power_oracle import attention_oracle, error, inputs, state_oracle  # noqa: E402

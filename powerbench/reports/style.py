@@ -1,7 +1,7 @@
 """How a contestant looks, the same in every figure of a page: colour, marker and dash. And how axes are ticked.
 
-Colours are those of Okabe and Ito that can be read on white and on black, told apart by the colour-blind; marker and
-dash say the same again for a print in grey.
+Colours are those of Okabe and Ito that can be read on white and on black, told apart by the colour-blind, and a violet
+and a brown for the eighth and ninth contestant; marker and dash say the same again for a print in grey.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from powerbench.crossover import context_text
 from powerbench.reports.curves import Group
 
-COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C", "#7D4F9E", "#8A5A2B")
 # plotly's name, matplotlib's marker, and the outline for the page's legend in a box of 12 by 12
 MARKERS = (
     ("circle", "o", "M6 2a4 4 0 1 0 .01 0z"),
@@ -38,7 +38,7 @@ class Style(NamedTuple):
 
 
 def styles(found: Sequence[Group]) -> dict[str, Style]:
-    """A style for each curve's label over all settings of a run, in the order of the curves; no two alike up to 56."""
+    """A style for each curve's label over all settings of a run, in the order of the curves; no two alike up to 72."""
     labels = dict.fromkeys(curve.label for group in found for curve in group.curves)
     return {
         label: Style(COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], DASHES[(i // len(COLORS)) % len(DASHES)])

@@ -18,9 +18,10 @@ class _Sizes(NamedTuple):
     attention_share: float = 0.5
 
 
-# Measured on an H200 in bfloat16, forward, gated, head dimension 64, for p = 1 and 2 (docs/kernel-notes.md); the others
-# are extrapolated. On its tensor cores attention runs nearer to the roof than the state's phases do.
-_CUDA = {1: _Sizes(256, 128), 2: _Sizes(16, 2048, 2.0), 3: _Sizes(8, 2048), 4: _Sizes(4, 4096)}
+# Measured on an H200 in bfloat16, forward, gated, for p = 1 at head dimension 64 and p = 2 at 64 and 128
+# (docs/kernel-notes.md); p = 3 and 4 take over the share of p = 2. It is above 1 because attention runs nearer to the
+# roof of the tensor cores than the state's phases do.
+_CUDA = {1: _Sizes(256, 128), 2: _Sizes(16, 2048, 1.6), 3: _Sizes(8, 2048, 1.6), 4: _Sizes(4, 4096, 1.6)}
 
 # Measured on an AMD EPYC (Zen 5, two cores, torch 2.13) in float32 and bfloat16, forward, gated, for p = 1 at head
 # dimension 64; p = 2 at 32, 64, 128; p = 3 at 16, 32; p = 4 at 16; each with
