@@ -363,6 +363,31 @@ def test_work_is_linear_in_the_context(gradients):
     assert long < 2.05 * short
 
 
+class StateProducts(TorchDispatchMode):
+    """Counts matrix products that have a dimension of D rows."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.dim, self.count = dim, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.bmm.default and any(self.dim in x.shape for x in args)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("gates", ["none", "slow"])
+def test_the_backward_pass_repeats_no_product_with_the_state(gates):
+    """phi is expanded again, but the products it goes into are not: the checkpoint stops before them."""
+    inputs = make_inputs(64, d=8, e=4, gates=gates)
+    leaves_of(inputs)
+    with StateProducts(tspow_dim(8, 2, 2)) as forward:
+        y = power_attention(*inputs, chunk_size=16, d_tile=2)
+    with StateProducts(tspow_dim(8, 2, 2)) as backward:
+        y.sum().backward()
+    assert forward.count == 6  # four chunks: three updates, three queries
+    assert backward.count == 12
+
+
 def test_what_is_kept_for_the_backward_pass_is_inputs_outputs_and_states():
     """Grows with T by O(d + e) a token and one state a chunk; scores, or phi, would show at once."""
     d, e, d_tile, chunk = 32, 16, 8, 64

@@ -23,12 +23,12 @@ class _Sizes(NamedTuple):
 # roof of the tensor cores than the state's phases do.
 _CUDA = {1: _Sizes(256, 128), 2: _Sizes(16, 2048, 1.6), 3: _Sizes(8, 2048, 1.6), 4: _Sizes(4, 4096, 1.6)}
 
-# Measured on an AMD EPYC (Zen 5, two cores, torch 2.13) in float32 and bfloat16, forward, gated, for p = 1 at head
-# dimension 64; p = 2 at 32, 64, 128; p = 3 at 16, 32; p = 4 at 16; each with
-#   powerbench sweep --kernels power-torch --device cpu --heads 1 --kv-heads 1 --head-dim D --p P --ctx 8k \
-#     --d-tile 2,4,8,16 --chunk 256,512,1024
-# Neighbouring sizes cost up to 20 % more. In all these cases the attention form alone was still the faster one, or at
-# worst level, at the sequence length to which `choose` prefers it.
+# Measured on one core of an AMD EPYC (Zen 5, torch 2.13), forward, gated, T = 4096 or 8192, float32 and bfloat16, best
+# of five, over d_tile 2 to 32 and chunks of 64 to 1024, for p = 1 at head dimension 64; p = 2 at 32, 64, 128; p = 3 at
+# 16, 32; p = 4 at 16. At the lengths at which `choose` prefers the attention form alone it was the faster, or level.
+# The like of it on another machine:
+#   powerbench sweep --kernels power-torch --device cpu --heads 1 --kv-heads 1 --p 2 --head-dim 64 --ctx 8k \
+#     --d-tile 4,8,16,32 --chunk 256,512,1024
 _CPU = {1: _Sizes(256, 256), 2: _Sizes(8, 512), 3: _Sizes(2, 512), 4: _Sizes(2, 1024)}
 
 

@@ -100,9 +100,9 @@ def _ceil(length: int, multiple: int) -> int:
 def backward_launches(problem: Problem, params: Params, execution: Execution) -> tuple[Launch, ...]:
     """The launches of one backward call of the PyTorch backend: the gradients of each phase, from checkpoints.
 
-    Executed: each product has two gradients. Computed again is what these need: the scores q k^T; the weighted sums of
-    values that are not the last step of a block's attention (`_summed_again`); and with gates phi(q)^T R, which the
-    gradient of the gates multiplies. Bytes: what the forward phase moves, for its inputs, for the gradients, and again.
+    Executed: each product has two gradients. Computed again is what these need: the scores q k^T, and the weighted sums
+    of values that are not the last step of a block's attention (`_summed_again`). Bytes: what the forward phase moves,
+    for its inputs, for the gradients, and again.
     """
     assert params.chunk_size
     full, length, last = chunk_lengths(problem.seqlen, params.chunk_size)
@@ -116,8 +116,6 @@ def backward_launches(problem: Problem, params: Params, execution: Execution) ->
             useful += cost.useful_flops * d // (d + problem.value_dim)
             again = cost.executed_flops * d // (d + execution.attention_columns)
             again += heads * sums * 2 * execution.attention_columns
-        elif launch.name == "query_state" and problem.gated:
-            again = cost.executed_flops
         return Launch(f"{launch.name}_backward", Cost(useful, 2 * cost.executed_flops + again, cost.bytes * 3))
 
     return tuple(gradient(launch) for launch in reversed(forward_launches(problem, params, execution)))

@@ -3,8 +3,9 @@
 Chunks are walked in order. In each, the queries attend to the keys of the chunk, block by block so that little of the
 causal triangle is wasted (`_attention`); phi(q) reads the state that came in (`_read_state`); phi(k) moves the state on
 (`_update_state`). phi is expanded for one chunk at a time and thrown away. Under autograd each of these phases is a
-checkpoint: inputs, outputs and the state between chunks are kept, everything larger is computed again. Memory is thus
-O(T) plus one state a chunk when gradients are wanted, and one state in all when they are not.
+checkpoint: inputs, outputs and the state between chunks are kept, everything larger is computed again, up to the last
+product of the phase, which nothing needs. Memory is thus O(T) plus one state a chunk when gradients are wanted, and
+one state in all when they are not.
 
 Inside, batch and key/value heads lead: q is [B, Hk, G, C, d] with G = H / Hk, k [B, Hk, C, d], v [B, Hk, C, e]. phi is
 [B, Hk, D, C], tokens last: a block of phi is then an outer product of long contiguous rows. Where the denominator or
@@ -63,7 +64,9 @@ def torch_forward(
         blocks = range(0, chunk.k.shape[-2], ATTENTION_BLOCK)
         out = torch.cat([run(_attention, *_block(chunk, first), p=p) for first in blocks], dim=-2)
         if state is not None:
-            out = out + run(_read_state, chunk.q, chunk.a, state, p=p, d_tile=d_tile)
+            past = run(_read_state, chunk.q, state, p=p, d_tile=d_tile)
+            # decayed here, outside the checkpoint: inside, its gradient would need the product computed again
+            out = out + (past if chunk.a is None else past * chunk.a.exp()[:, :, None, :, None])
         tokens_left -= chunk.k.shape[-2]
         if tokens_left or return_state:
             state = run(_update_state, chunk.k, chunk.v, chunk.a, state, p=p, d_tile=d_tile)
@@ -179,13 +182,13 @@ def _sum_values(weights: Tensor, v: Tensor) -> Tensor:
     return (weights.flatten(2, 3).to(v.dtype) @ v).unflatten(2, weights.shape[2:4]).to(weights.dtype)
 
 
-def _read_state(q: Tensor, a: Tensor | None, state: Tensor, *, p: int, d_tile: int) -> Tensor:
-    """What the past contributes to q [B, Hk, G, C, d]: exp(a_i) phi(q_i)^T (multiplicity * state), [B, Hk, G, C, e]."""
+def _read_state(q: Tensor, state: Tensor, *, p: int, d_tile: int) -> Tensor:
+    """What q [B, Hk, G, C, d] finds in the state [B, Hk, D, e]: phi(q)^T (multiplicity * state), [B, Hk, G, C, e]."""
     phi = expand(q.flatten(2, 3).mT.contiguous(), p, d_tile)
     weighted = state * _multiplicity(q.shape[-1], p, d_tile, state.dtype, state.device)
     # state^T phi rather than phi^T state: CPU matrix products in bfloat16 are up to eight times faster this way round
-    past = (weighted.to(q.dtype).mT @ phi).mT.unflatten(2, q.shape[2:4]).to(state.dtype)
-    return past if a is None else past * a.exp()[:, :, None, :, None]
+    past = (weighted.to(q.dtype).mT @ phi).mT
+    return past.unflatten(2, q.shape[2:4]).to(state.dtype)
 
 
 def _update_state(k: Tensor, v: Tensor, a: Tensor | None, state: Tensor | None, *, p: int, d_tile: int) -> Tensor:
