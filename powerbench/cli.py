@@ -16,6 +16,8 @@ from powerbench.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from powerbench.suites import Suite
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 # (option, metavar, help): the selectors of sweep and verify; `powerbench.suites.suite` parses and checks them.
@@ -63,16 +65,18 @@ def cli() -> None:
 @click.option("-o", "--output", metavar="FILE.jsonl", help="The run file [results/<time>-<device>-<suite>.jsonl].")
 @click.option("--resume", is_flag=True, help="Go on with the run file of -o: nothing is measured twice.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and measure nothing but the ceilings.")
-def sweep(output: str | None, resume: bool, dry_run: bool, **chosen: Any) -> None:
+def sweep(output: str | None, resume: bool, dry_run: bool, device: str, seed: int, **selected: Any) -> None:
     """Gate every case for correctness, time it, and say which kernel wins from which context on.
 
     Exit status: 0 measured; 1 a case was wrong, or none could be measured; 2 bad input; 130 interrupted.
     """
-    from powerbench.session import Session  # noqa: PLC0415
-
     if resume and output is None:
         raise UserError("--resume: name the run file to go on with by -o FILE.jsonl")
-    session = Session.prepare(chosen, _console(stderr=True))
+    suite = _suite(selected)
+
+    from powerbench.session import Session  # noqa: PLC0415
+
+    session = Session.prepare(suite, device, seed, _console(stderr=True))
     if dry_run:
         session.dry_run(_console())
         return
@@ -89,14 +93,16 @@ def sweep(output: str | None, resume: bool, dry_run: bool, **chosen: Any) -> Non
 
 @cli.command()
 @selectors
-def verify(**chosen: Any) -> None:
+def verify(device: str, seed: int, **selected: Any) -> None:
     """Gate the same cases as sweep for correctness, without timing them.
 
     Exit status: 0 all that can run are right; 1 a case was wrong, failed or ran out of memory, or none could run.
     """
+    suite = _suite(selected)
+
     from powerbench.session import Session  # noqa: PLC0415
 
-    measurements = Session.prepare(chosen, _console(stderr=True)).verify(_console())
+    measurements = Session.prepare(suite, device, seed, _console(stderr=True)).verify(_console())
     statuses = {measurement.status for measurement in measurements}
     sys.exit(1 if statuses & {"wrong", "failed", "oom"} or "ok" not in statuses else 0)
 
@@ -172,6 +178,13 @@ def ceilings(dtype: str, device: str) -> None:
     from powerbench.session import print_ceilings  # noqa: PLC0415
 
     print_ceilings(dtype, device, _console())
+
+
+def _suite(selected: dict[str, Any]) -> Suite:
+    """Read before torch is imported, so that a slip of the pen is answered at once."""
+    from powerbench.suites import chosen  # noqa: PLC0415
+
+    return chosen({name: value for name, value in selected.items() if value is not None})
 
 
 def _console(*, stderr: bool = False) -> Console:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +20,6 @@ from powerbench.results.store import RunWriter, load
 from powerbench.roofline import Ceilings
 from powerbench.runner import DeviceLostError, plan, run
 from powerbench.suites import Suite
-from powerbench.suites import load as load_suite
 from powerbench.suites.grammar import words
 from powerbench.terminal import Watcher, duration, outcome, print_plan
 
@@ -38,12 +35,8 @@ class Session:
     console: Console
 
     @classmethod
-    def prepare(cls, chosen: Mapping[str, Any], console: Console) -> Session:
-        """From the command line's selectors. Raises UserError for any that is bad, before anything is measured."""
-        given = {key: value for key, value in chosen.items() if value is not None}
-        seed, device_name = given.pop("seed"), given.pop("device")
-        base = load_suite(given.pop("suite")) if "suite" in given else Suite()
-        suite = base.override(given)
+    def prepare(cls, suite: Suite, device_name: str, seed: int, console: Console) -> Session:
+        """For a device. Raises UserError for what is bad there, before anything is measured."""
         device = pick(device_name)
         suite = suite.on(device.type)
         list(suite.problems())  # raises where the selectors contradict each other

@@ -78,8 +78,8 @@ def test_kv_heads_must_divide_some_heads():
 
 def test_d_tile_must_divide_some_head_dimension():
     with pytest.raises(SelectorError, match=r"--d-tile: 7 does not divide head dimension 64; allowed are 1, 2, 4"):
-        Suite(d_tile=(7,)).on("cpu")
-    Suite(d_tile=(64,), head_dim=(32, 64)).on("cpu")
+        Suite(d_tile=(7,)).check()
+    Suite(d_tile=(64,), head_dim=(32, 64)).check()
 
 
 def test_presets_are_valid_and_say_what_they_are_for():

@@ -47,9 +47,7 @@ class Header(msgspec.Struct, frozen=True, tag="header", tag_field="type"):
     ceilings: Ceilings
 
 
-class Measurement(
-    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="measurement", tag_field="type"
-):
+class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="measurement", tag_field="type"):
     """One case and what came of it. Samples exist only where `status` is ok.
 
     samples_ms are wall or device milliseconds of single calls, in the order taken, as `timer` says. `error` is the

@@ -1,6 +1,6 @@
 """What a sweep covers: the selector grammar, the `Suite`, and presets as TOML files beside this one."""
 
 from powerbench.suites.grammar import SelectorError
-from powerbench.suites.suite import Suite, load, presets
+from powerbench.suites.suite import Suite, chosen, load, presets
 
-__all__ = ["SelectorError", "Suite", "load", "presets"]
+__all__ = ["SelectorError", "Suite", "chosen", "load", "presets"]

@@ -79,18 +79,20 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
         return msgspec.structs.replace(self, **{"pass_" if key == "pass" else key: v for key, v in parsed.items()})
 
     def on(self, device_type: str) -> Suite:
-        """This suite with the device's defaults where it leaves a choice; checks what only the whole can tell."""
+        """This suite with the device's defaults where it leaves a choice."""
         defaults = DEVICE_DEFAULTS[device_type]
         filled = {key: value for key, value in defaults.items() if getattr(self, key) is None}
-        suite = msgspec.structs.replace(self, **filled, kernels=self.kernels or AUTO_KERNELS[device_type])
-        for tile in suite.d_tile:
-            if tile is not None and all(d % tile for d in suite.head_dim):
-                dims = " or ".join(map(str, suite.head_dim))
-                fits = sorted({t for d in suite.head_dim for t in range(1, d + 1) if d % t == 0})
+        return msgspec.structs.replace(self, **filled, kernels=self.kernels or AUTO_KERNELS[device_type])
+
+    def check(self) -> None:
+        """Raise SelectorError where selectors contradict each other, on every device alike."""
+        for tile in self.d_tile:
+            if tile is not None and all(d % tile for d in self.head_dim):
+                dims = " or ".join(map(str, self.head_dim))
+                fits = sorted({t for d in self.head_dim for t in range(1, d + 1) if d % t == 0})
                 raise SelectorError(
                     f"--d-tile: {tile} does not divide head dimension {dims}; allowed are {', '.join(map(str, fits))}"
                 )
-        return suite
 
     def problems(self) -> Iterator[Problem]:
         """The problems, smallest context first. Call it on what `on` returned."""
@@ -136,6 +138,17 @@ def _parse(key: str, value: Any, name: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise SelectorError(f"{name}: {value!r} must be a number, a text such as '1k..64k', or a list of them")
     return _PARSERS[key](str(value), name)
+
+
+def chosen(selectors: Mapping[str, Any]) -> Suite:
+    """The suite of the command line: the one its `suite` names, or none, with the other selectors replaced.
+
+    Raises SelectorError, one line that names the option or the file, for anything that is bad whatever the device.
+    """
+    rest = dict(selectors)
+    suite = (load(rest.pop("suite")) if "suite" in rest else Suite()).override(rest)
+    suite.check()
+    return suite
 
 
 def presets() -> dict[str, Path]:
