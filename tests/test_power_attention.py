@@ -555,9 +555,16 @@ def test_the_torch_backend_on_cuda(p):
         torch.autograd.grad(y, leaves, weight), torch.autograd.grad(expected, leaves, weight), strict=True
     ):
         assert relative_error(got, want) < 1e-11
+    _, d_tile = choose(p, 16, 16, 1500, "cuda")
+    rows = tspow_dim(16, p, d_tile)
+    # cuBLAS adds the D terms of a batched float32 product in one running sum, whose error grows with the root of D
+    # (measured on an H200: 0.3 * 2^-24 * sqrt(D) for D = 256 to 65536, and a fifth of that for products one by one);
+    # CPU libraries add them in blocks and stay below.
+    running_sum = 0.75 * 2**-24 * rows**0.5
     for dtype, bound in BOUNDS.items():
         low = [x.cuda() for x in normal_inputs(1500, 16, dtype)]
-        assert relative_error(power_attention(*low, p=p, chunk_size=256, backend="torch"), reference(low, p=p)) < bound
+        y = power_attention(*low, p=p, chunk_size=256, backend="torch")
+        assert relative_error(y, reference(low, p=p)) < max(bound, running_sum)
 
 
 @pytest.mark.gpu
