@@ -43,7 +43,15 @@ def test_readme_table_is_the_run_file():
     assert checked == 8
 
 
-def test_readme_answer_is_the_run_files():
-    (answer,) = answers(load(ROOT / "results/h200/context.jsonl"))
+@pytest.mark.parametrize("name", ["h200/context", "cpu/context"])
+def test_readme_answers_are_the_run_files(name):
+    (answer,) = answers(load(ROOT / f"results/{name}.jsonl"))
     quoted = " ".join(README.replace("\n> ", " ").split())
     assert answer.text in quoted
+
+
+def test_readme_speedups_at_64k_are_the_run_files():
+    said = {answer.setting.split(", ")[1]: answer.text for answer in answers(load(ROOT / "results/cpu/p2-64k.jsonl"))}
+    found = re.search(r"([0-9.]+x) faster than `scaled_dot_product_attention`\sin float32 and ([0-9.]+x)", README)
+    assert f"is {found[1]} faster than softmax" in said["fp32"]
+    assert f"is {found[2]} faster than softmax" in said["bf16"]
