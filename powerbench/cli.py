@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from powerbench._version import __version__
-from powerbench.errors import UserError
+from powerbench.errors import DeviceLostError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +68,8 @@ def cli() -> None:
 def sweep(output: str | None, resume: bool, dry_run: bool, device: str, seed: int, **selected: Any) -> None:
     """Gate every case for correctness, time it, and say which kernel wins from which context on.
 
-    Exit status: 0 measured; 1 a case was wrong, or none could be measured; 2 bad input; 130 interrupted.
+    Exit status: 0 measured; 1 a case was wrong, none could be measured, or the device was lost; 2 bad input; 130
+    interrupted.
     """
     if resume and output is None:
         raise UserError("--resume: name the run file to go on with by -o FILE.jsonl")
@@ -212,6 +213,9 @@ def main() -> None:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"powerbench: error: {' '.join(message.split())}", err=True)
         sys.exit(2)
+    except DeviceLostError as error:
+        click.echo(f"powerbench: error: {error}", err=True)
+        sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         click.echo("powerbench: interrupted", err=True)
         sys.exit(130)

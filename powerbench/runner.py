@@ -11,6 +11,7 @@ import torch
 from powerbench import gate
 from powerbench.cost import Launch
 from powerbench.device import Device
+from powerbench.errors import DeviceLostError
 from powerbench.kernels.kernel import TORCH_DTYPES, Forward, Inputs, Kernel
 from powerbench.problem import Case, Problem
 from powerbench.results.model import Measurement
@@ -21,10 +22,6 @@ from powerbench.timing import Policy, time_call
 # A prediction, for the plan and the ETA only: what share of the roof a kernel may be expected to reach.
 ASSUMED_ROOF_FRACTION = 0.25
 SLOW_GATES = 6.9  # log_g = logsigmoid(randn + 6.9): half-life about 700 tokens, so that a wrong state is seen
-
-
-class DeviceLostError(RuntimeError):
-    """The device no longer answers, after an illegal access for example: this process can measure nothing more."""
 
 
 @dataclass(frozen=True)

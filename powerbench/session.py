@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from powerbench.device import Device, measure_ceilings, pick
-from powerbench.errors import UserError
+from powerbench.errors import DeviceLostError, UserError
 from powerbench.kernels.kernel import Kernel
 from powerbench.kernels.table import available, select
 from powerbench.problem import DTYPES
@@ -18,7 +18,7 @@ from powerbench.results.environment import collect
 from powerbench.results.model import SCHEMA_VERSION, Header, Measurement, Run
 from powerbench.results.store import RunWriter, load
 from powerbench.roofline import Ceilings
-from powerbench.runner import DeviceLostError, plan, run
+from powerbench.runner import plan, run
 from powerbench.suites import Suite
 from powerbench.suites.grammar import words
 from powerbench.terminal import Watcher, duration, outcome, print_plan
@@ -73,19 +73,13 @@ class Session:
                     for measurement in run(planned, self.device, self.seed, watcher):
                         writer.append(measurement)
                         measured += 1
-            except KeyboardInterrupt:
-                self._say_resumable(f"interrupted: {measured} of {len(planned)} cases are in {path}")
+            except (KeyboardInterrupt, DeviceLostError):
+                message = f"{measured} of {len(planned)} cases are in {path}; --resume goes on with -o {path}"
+                self.console.print(f"interrupted: {message}", markup=False, soft_wrap=True)
                 raise
-            except DeviceLostError as error:
-                self._say_resumable(str(error))
-            else:
-                if measured:
-                    writer.append_ceilings(self.ceilings())
+            if measured:
+                writer.append_ceilings(self.ceilings())
         return load(path)
-
-    def _say_resumable(self, what: str) -> None:
-        message = f"{what}; the same command with -o and --resume goes on from there"
-        self.console.print(message, markup=False, soft_wrap=True)
 
     def _open(self, path: Path, command: str, resume: bool) -> tuple[RunWriter, Run]:
         if resume and path.exists():

@@ -157,6 +157,14 @@ def test_dry_run_measures_nothing_and_says_what_would_be_skipped(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_d_tile_that_divides_one_head_dimension_only_is_skipped_for_the_other(tmp_path):
+    selectors = ["--ctx", "64", "--head-dim", "16,32", "--d-tile", "32", "--kernels", "power-torch", "--device", "cpu"]
+    done = powerbench("sweep", *selectors, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 to measure" in done.stdout
+    assert "d_tile 32 does not divide head dimension 16" in " ".join(done.stdout.split())
+
+
 def test_verify(tmp_path):
     done = powerbench("verify", *SMALL, "--p", "1,2,3", "--pass", "fwd,bwd", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

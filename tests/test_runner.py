@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from powerbench import gate
+from powerbench.device import Device
+from powerbench.errors import DeviceLostError
 from powerbench.problem import Case, Params, Problem
 from powerbench.runner import make_inputs, plan, run
 from powerbench.suites import Suite
@@ -107,6 +109,24 @@ def test_a_failing_kernel_is_a_row_and_not_the_end(error, status, message):
     assert (bad.status, good.status) == (status, "ok")
     assert message in bad.message
     assert "\n" not in bad.message
+
+
+def test_a_lost_device_ends_the_run_after_its_row(monkeypatch):
+    """After a failure on a GPU that then no longer answers, nothing more can be measured in this process."""
+
+    def gone():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", gone)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr("powerbench.runner.make_inputs", lambda *_: gone())
+    device = Device("cuda", "a test GPU", 2**40)
+    observer = Silent()
+    rows = run(plan(SUITE, [fake("a"), fake("b")], device, CEILINGS), device, 0, observer)
+    assert next(rows).status == "failed"
+    with pytest.raises(DeviceLostError, match=r"lost after a/.*illegal memory access"):
+        next(rows)
+    assert ("started", "b") not in observer.events
 
 
 def test_ctrl_c_is_not_swallowed():

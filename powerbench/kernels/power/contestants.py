@@ -50,7 +50,7 @@ def _triton_version() -> str | None:
 
 def _resolve(degree: int | None, problem: Problem, params: Params, device_type: str) -> Params:
     p = degree or params.p or 2
-    if p > MAX_DEGREE:
+    if p > MAX_DEGREE or problem.head_dim % (params.d_tile or 1):
         return Params(p, params.d_tile, params.chunk_size)  # refused by `_unsupported`
     chunk_size, d_tile = choose(
         p, problem.head_dim, problem.value_dim, problem.seqlen, device_type, params.chunk_size, params.d_tile
