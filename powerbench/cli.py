@@ -65,7 +65,10 @@ def cli() -> None:
 @click.option("-o", "--output", metavar="FILE.jsonl", help="The run file [results/<time>-<device>-<suite>.jsonl].")
 @click.option("--resume", is_flag=True, help="Go on with the run file of -o: nothing is measured twice.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and measure nothing but the ceilings.")
-def sweep(output: str | None, resume: bool, dry_run: bool, device: str, seed: int, **selected: Any) -> None:
+@click.option("--phases", is_flag=True, help="Also time each phase (launch) alone, of kernels that can be taken apart.")
+def sweep(
+    output: str | None, resume: bool, dry_run: bool, phases: bool, device: str, seed: int, **selected: Any
+) -> None:
     """Gate every case for correctness, time it, and say which kernel wins from which context on.
 
     Exit status: 0 measured; 1 a case was wrong, none could be measured, or the device was lost; 2 bad input; 130
@@ -77,7 +80,7 @@ def sweep(output: str | None, resume: bool, dry_run: bool, device: str, seed: in
 
     from powerbench.session import Session  # noqa: PLC0415
 
-    session = Session.prepare(suite, device, seed, _console(stderr=True))
+    session = Session.prepare(suite, device, seed, _console(stderr=True), phases=phases)
     if dry_run:
         session.dry_run(_console())
         return
@@ -111,14 +114,19 @@ def verify(device: str, seed: int, **selected: Any) -> None:
 @cli.command()
 @click.argument("run", metavar="RUN.jsonl")
 @click.option("--format", "format_", type=click.Choice(["table", "csv", "json", "markdown"]), default="table")
-def show(run: str, format_: str) -> None:
+@click.option("--phases", is_flag=True, help="csv and json: one row a phase instead, as `sweep --phases` timed them.")
+def show(run: str, format_: str, phases: bool) -> None:
     """Print a run file: one row a case."""
-    from powerbench.reports.show import print_run, render  # noqa: PLC0415
+    from powerbench.reports.show import print_run, render, render_phases  # noqa: PLC0415
     from powerbench.results.store import load  # noqa: PLC0415
 
+    if phases and format_ not in ("csv", "json"):
+        raise UserError(f"--phases goes with --format csv or json; {format_} shows phases where the run has some")
     loaded = load(run)
     _warn(loaded.warnings)
-    if format_ == "table":
+    if phases:
+        click.echo(render_phases(loaded, format_), nl=False)
+    elif format_ == "table":
         print_run(loaded, _console())
     else:
         click.echo(render(loaded, format_), nl=False)

@@ -14,19 +14,24 @@ from powerbench.device import Device
 from powerbench.errors import DeviceLostError
 from powerbench.kernels.kernel import TORCH_DTYPES, Forward, Inputs, Kernel
 from powerbench.problem import Case, Problem
-from powerbench.results.model import Measurement
+from powerbench.results.model import Measurement, Phase
 from powerbench.roofline import Ceilings, roof_seconds
 from powerbench.suites import Suite
 from powerbench.timing import Policy, time_call
 
 # A prediction, for the plan and the ETA only: what share of the roof a kernel may be expected to reach.
 ASSUMED_ROOF_FRACTION = 0.25
+# Phases explain a time and are not ranked by theirs: half the samples, so that they cost less than the case itself.
+PHASE_POLICY = Policy(min_seconds=0.2, max_samples=50)
 SLOW_GATES = 6.9  # log_g = logsigmoid(randn + 6.9): half-life about 700 tokens, so that a wrong state is seen
 
 
 @dataclass(frozen=True)
 class PlannedCase:
-    """A case before it runs. `reason`: why it will be skipped. Seconds and bytes are predictions, for one call."""
+    """A case before it runs. `reason`: why it will be skipped. Seconds and bytes are predictions, for one call.
+
+    `phases`: its launches will be timed one by one, too.
+    """
 
     case: Case
     kernel: Kernel
@@ -34,13 +39,23 @@ class PlannedCase:
     launches: tuple[Launch, ...]
     call_seconds: float
     memory_bytes: int
+    phases: bool = False
 
     @property
     def total_seconds(self) -> float:
-        """Predicted time of the whole case: gate, warm-up and samples."""
-        policy = Policy()
-        samples = min(policy.max_samples, max(policy.min_samples, policy.min_seconds / max(self.call_seconds, 1e-9)))
-        return 0.0 if self.reason else self.call_seconds * (samples + 2)
+        """Predicted time of the whole case: gate, warm-up and samples; phases as if each took an equal part."""
+        if self.reason:
+            return 0.0
+        seconds = self.call_seconds * 2 + _sampling_seconds(self.call_seconds, Policy())
+        if self.phases:
+            number = len(self.launches)
+            seconds += self.call_seconds * 2 + number * _sampling_seconds(self.call_seconds / number, PHASE_POLICY)
+        return seconds
+
+
+def _sampling_seconds(call_seconds: float, policy: Policy) -> float:
+    samples = policy.min_seconds / max(call_seconds, 1e-9)
+    return call_seconds * min(policy.max_samples, max(policy.min_samples, samples))
 
 
 class Observer(Protocol):
@@ -54,24 +69,33 @@ class Observer(Protocol):
 
 
 def plan(
-    suite: Suite, kernels: Sequence[Kernel], device: Device, ceilings: Ceilings, done: Collection[str] = ()
+    suite: Suite,
+    kernels: Sequence[Kernel],
+    device: Device,
+    ceilings: Ceilings,
+    done: Collection[str] = (),
+    *,
+    phases: bool = False,
 ) -> list[PlannedCase]:
     """The cases of the suite on this device in the order they run, less those whose id is in `done`.
 
-    `suite` is what `Suite.on` returned; `kernels` are the selected records.
+    `suite` is what `Suite.on` returned; `kernels` are the selected records. With `phases`, those of them that can be
+    taken apart are also timed launch by launch.
     """
     by_name = {kernel.name: kernel for kernel in kernels}
-    cases = suite.cases(kernels, device.type)
-    return [_plan_case(case, by_name[case.kernel], device, ceilings) for case in cases if case.case_id not in done]
+    todo = [case for case in suite.cases(kernels, device.type) if case.case_id not in done]
+    return [_plan_case(case, by_name[case.kernel], device, ceilings, phases) for case in todo]
 
 
-def _plan_case(case: Case, kernel: Kernel, device: Device, ceilings: Ceilings) -> PlannedCase:
+def _plan_case(case: Case, kernel: Kernel, device: Device, ceilings: Ceilings, phases: bool) -> PlannedCase:
     reason = kernel.unsupported(case, device.type)
     if reason:
         return PlannedCase(case, kernel, reason, (), 0.0, 0)
     launches = kernel.launches(case)
     seconds, _ = roof_seconds(launches, case.problem.dtype, ceilings)
-    return PlannedCase(case, kernel, None, launches, seconds / ASSUMED_ROOF_FRACTION, _memory_bytes(case, kernel))
+    call_seconds = seconds / ASSUMED_ROOF_FRACTION
+    apart = phases and kernel.phases is not None
+    return PlannedCase(case, kernel, None, launches, call_seconds, _memory_bytes(case, kernel), apart)
 
 
 def _memory_bytes(case: Case, kernel: Kernel) -> int:
@@ -126,7 +150,8 @@ def run(
             measurement, inputs = _guarded(item, inputs, device, seed, timed)
         observer.finished(item, measurement)
         yield measurement
-        if measurement.status == "failed" and device.type == "cuda":
+        failed = measurement.status == "failed" or any(phase.message for phase in measurement.phases)
+        if failed and device.type == "cuda":
             _check_device(measurement)
 
 
@@ -141,7 +166,7 @@ def _guarded(
         status, message = "oom", _first_line(error)
     except Exception as error:  # a contestant is other people's code and may raise anything; its row says what
         out_of_memory = "can't allocate memory" in str(error)  # how torch's CPU allocator says it, as a RuntimeError
-        status, message = ("oom" if out_of_memory else "failed"), f"{type(error).__name__}: {_first_line(error)}"
+        status, message = ("oom" if out_of_memory else "failed"), _in_words(error)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return Measurement(case=item.case, status=status, message=message, launches=item.launches), inputs  # type: ignore[arg-type]
@@ -161,7 +186,31 @@ def _measure(item: PlannedCase, inputs: Inputs, device: Device, seed: int, timed
     call = _call(item, inputs, forward)
     peak = device.peak_memory_bytes(call)  # also the warm-up: whatever compiles or tunes does it here or in the gate
     samples = time_call(call, device.torch)
-    return Measurement(**row, status="ok", samples_ms=samples.ms, timer=samples.timer, peak_memory_bytes=peak)
+    del call  # and with it the graph of a backward pass, before the phases make buffers of their own
+    phases = _time_phases(item, inputs, device) if item.phases else ()
+    times = {"samples_ms": samples.ms, "timer": samples.timer, "phases": phases}
+    return Measurement(**row, **times, status="ok", peak_memory_bytes=peak)
+
+
+def _time_phases(item: PlannedCase, inputs: Inputs, device: Device) -> tuple[Phase, ...]:
+    """Each launch by itself. One that raises says why in its place, and costs neither the others nor the case."""
+    assert item.kernel.phases
+    names = list(dict.fromkeys(launch.name for launch in item.launches))
+    try:
+        calls = item.kernel.phases(item.case, inputs)
+        if not calls.keys() <= set(names):
+            raise ValueError(f"phases {', '.join(calls)} are not all among the launches {', '.join(names)}")
+    except Exception as error:  # as above: a contestant may raise anything, and the whole call has its time
+        return tuple(Phase(name, message=_in_words(error)) for name in names)
+    return tuple(_time_phase(name, calls[name], device) for name in names if name in calls)
+
+
+def _time_phase(name: str, call: Callable[[], object], device: Device) -> Phase:
+    try:
+        call()  # the warm-up
+        return Phase(name, time_call(call, device.torch, PHASE_POLICY).ms)
+    except Exception as error:
+        return Phase(name, message=_in_words(error))
 
 
 def _call(item: PlannedCase, inputs: Inputs, forward: Forward) -> Callable[[], object]:
@@ -177,6 +226,10 @@ def _call(item: PlannedCase, inputs: Inputs, forward: Forward) -> Callable[[], o
         _, gradients = gate.differentiable(item.kernel, inputs, forward)
         return lambda: gradients(inputs.dy)
     return lambda: gate.differentiable(item.kernel, inputs, forward)[1](inputs.dy)
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -26,21 +26,28 @@ from powerbench.terminal import Watcher, duration, outcome, print_plan
 
 @dataclass(frozen=True)
 class Session:
-    """A suite resolved for a device. `console` is where progress goes (standard error)."""
+    """A suite resolved for a device. `console` is where progress goes (standard error).
+
+    `phases`: a sweep also times, one by one, the launches of those kernels that can be taken apart.
+    """
 
     suite: Suite
     kernels: list[Kernel]
     device: Device
     seed: int
     console: Console
+    phases: bool = False
 
     @classmethod
-    def prepare(cls, suite: Suite, device_name: str, seed: int, console: Console) -> Session:
+    def prepare(cls, suite: Suite, device_name: str, seed: int, console: Console, *, phases: bool = False) -> Session:
         """For a device. Raises UserError for what is bad there, before anything is measured."""
         device = pick(device_name)
         suite = suite.on(device.type)
         list(suite.problems())  # raises where the selectors contradict each other
-        return cls(suite, select(suite.kernels or ()), device, seed, console)
+        kernels = select(suite.kernels or ())
+        if phases:
+            _check_phases(kernels)
+        return cls(suite, kernels, device, seed, console, phases)
 
     def default_output(self) -> Path:
         """results/<utc time>-<device>-<suite>.jsonl"""
@@ -53,7 +60,7 @@ class Session:
 
     def dry_run(self, out: Console) -> None:
         """Print the plan."""
-        print_plan(plan(self.suite, self.kernels, self.device, self.ceilings()), out)
+        print_plan(plan(self.suite, self.kernels, self.device, self.ceilings(), phases=self.phases), out)
 
     def sweep(self, path: Path, command: str, *, resume: bool) -> Run:
         """Measure every case that the run file does not hold yet; each is on disk the moment it is taken."""
@@ -64,9 +71,11 @@ class Session:
                 ceilings = ceilings.or_better(self.ceilings())
                 writer.append_ceilings(ceilings)
             done = {measurement.case_id for measurement in earlier.measurements}
-            planned = plan(self.suite, self.kernels, self.device, ceilings, done)
+            planned = plan(self.suite, self.kernels, self.device, ceilings, done, phases=self.phases)
             total = duration(sum(item.total_seconds for item in planned))
             self.console.print(f"{len(planned)} cases, about {total}, into {path}", markup=False, soft_wrap=True)
+            if self.phases:
+                self._note_cases_without_phases(earlier)
             measured = 0
             try:
                 with Watcher(planned, self.console) as watcher:
@@ -80,6 +89,15 @@ class Session:
             if measured:
                 writer.append_ceilings(self.ceilings())
         return load(path)
+
+    def _note_cases_without_phases(self, earlier: Run) -> None:
+        """A case is done however it was measured; that those of an earlier sweep lack their phases has to be said."""
+        kernels = [kernel for kernel in self.kernels if kernel.phases]
+        asked = {case.case_id for case in self.suite.cases(kernels, self.device.type)}
+        whole = [m for m in earlier.measurements if m.status == "ok" and m.case_id in asked and not m.phases]
+        if whole:
+            message = f"--phases: cases measured earlier without, which stay as they are: {len(whole)}"
+            self.console.print(message, markup=False, soft_wrap=True)
 
     def _open(self, path: Path, command: str, resume: bool) -> tuple[RunWriter, Run]:
         if resume and path.exists():
@@ -119,6 +137,15 @@ class Session:
             table.add_row(measurement.case_id, outcome(measurement) + allowed)
         out.print(table)
         return measurements
+
+
+def _check_phases(kernels: list[Kernel]) -> None:
+    """Raise UserError where --phases would be an option without effect."""
+    if any(kernel.phases for kernel in kernels):
+        return
+    can = ", ".join(kernel.name for kernel in available().values() if kernel.phases) or "no kernel"
+    names = ", ".join(kernel.name for kernel in kernels)
+    raise UserError(f"--phases: no selected kernel ({names}) can be taken apart; of all, {can} can")
 
 
 def print_kernels(out: Console) -> None:

@@ -36,8 +36,16 @@ def outcome(measurement: Measurement) -> str:
     """One case's result in a few words."""
     if measurement.status == "ok":
         error = f"error {measurement.error:.1e}"
-        return f"{median(measurement.samples_ms):.3f} ms, {error}" if measurement.samples_ms else f"ok, {error}"
+        if not measurement.samples_ms:
+            return f"ok, {error}"
+        return f"{median(measurement.samples_ms):.3f} ms, {error}{_phases_timed(measurement)}"
     return f"{measurement.status}: {measurement.message}"
+
+
+def _phases_timed(measurement: Measurement) -> str:
+    number = len(measurement.phases)
+    timed = sum(bool(phase.samples_ms) for phase in measurement.phases)
+    return f", {number if timed == number else f'{timed} of {number}'} phases" if number else ""
 
 
 class Watcher:

@@ -49,6 +49,18 @@ def fake(name: str, forward: Forward = softmax, reason: str | None = None, **cha
     return Kernel(**{**fields, **changes})
 
 
+LAUNCHES = tuple(Launch(name, Cost(1000, 2000, 500)) for name in ("scores", "weights", "sum"))
+
+
+def phased(name: str, calls: dict[str, Callable[[], object]], **changes: Any) -> Kernel:
+    """A right kernel of three launches that can be taken apart into `calls`."""
+    return fake(name, launches=lambda case: LAUNCHES, phases=lambda case, inputs: calls, **changes)
+
+
+def _product() -> object:
+    return torch.ones(64, 64) @ torch.ones(64, 64)
+
+
 def raising(error: BaseException) -> Callable[..., torch.Tensor]:
     """A forward that raises."""
 
@@ -59,4 +71,7 @@ def raising(error: BaseException) -> Callable[..., torch.Tensor]:
 
 
 THEIRS = fake("theirs")  # what entry points of the tests name
+THEIRS_IN_PHASES = phased(
+    "theirs-in-phases", {"scores": _product, "weights": raising(RuntimeError("no such luck")), "sum": _product}
+)
 THIEF = fake("power-torch")

@@ -9,7 +9,7 @@ import numpy as np
 
 from powerbench.cost import Cost, Launch
 from powerbench.problem import Case, DType, Params, Pass, Problem
-from powerbench.results.model import SCHEMA_VERSION, Environment, Header, Measurement, Run, Status
+from powerbench.results.model import SCHEMA_VERSION, Environment, Header, Measurement, Phase, Run, Status
 from powerbench.roofline import Ceilings
 
 POWERS_OF_TWO = (1024, 2048, 4096, 8192, 16384)
@@ -156,6 +156,51 @@ def gpu_run(passes: Sequence[Pass] = ("fwd", "fwd+bwd"), tokens: int = 131072, d
     return run(found, header("NVIDIA H200", peak=7.9e14, bandwidth=4.1e12))
 
 
+# name, useful FLOPs a token, bytes a token, and what part of the whole call's time it takes alone
+FORWARD_PHASES = (
+    ("update_state", 2e6, 2000.0, 0.30),
+    ("scan", 0.0, 5000.0, 0.15),
+    ("attention", 1e6, 6000.0, 0.25),
+    ("query_state", 2e6, 5000.0, 0.40),
+)
+
+
+def with_phases(whole: Measurement, *, backward: bool = False, scale: float = 1.0, hostile: str = "") -> Measurement:
+    """The case with a ledger of several launches and a time for each; together 110 % of the whole call's."""
+    parts = list(FORWARD_PHASES)
+    if backward:
+        again = [(f"{name}_backward", 2 * flops, 3 * moved, share * 0.7) for name, flops, moved, share in parts]
+        parts = [(name, flops, moved, share * 0.3) for name, flops, moved, share in parts] + again[::-1]
+    tokens = whole.case.problem.tokens * scale
+    launches = tuple(
+        Launch(name + hostile, Cost(int(flops * tokens), int(1.25 * flops * tokens), int(moved * tokens)))
+        for name, flops, moved, _ in parts
+    )
+    phases = tuple(Phase(name + hostile, tuple(share * ms for ms in whole.samples_ms)) for name, _, _, share in parts)
+    return msgspec.structs.replace(whole, launches=launches, phases=phases)
+
+
+def phases_run() -> Run:
+    """power-triton and linear-triton taken apart, forward and with backward; one phase failed, one is impossible."""
+    found = []
+    for pass_ in ("fwd", "fwd+bwd"):
+        for ctx in (4096, 16384, 65536):
+            base = {"pass_": pass_, "tokens": 65536, "dtype": "bf16"}
+            both = pass_ != "fwd"
+            for chunk, ms in ((512, 2.6), (1024, 2.0)):
+                power = measurement("power-triton", ctx, ms * (4 if both else 1), params=Params(2, 16, chunk), **base)
+                found.append(with_phases(power, backward=both))
+            linear = measurement("linear-triton", ctx, 0.4 * (4 if both else 1), params=Params(1, 64, 256), **base)
+            found.append(with_phases(linear, backward=both, scale=0.1))
+            found.append(measurement("sdpa-cudnn", ctx, 0.15 * ctx / 1024 * (4 if both else 1), **base))
+    at_64k = next(i for i, m in enumerate(found) if m.case.problem.seqlen == 65536 and m.case.params.chunk_size == 1024)
+    phases = list(found[at_64k].phases)
+    phases[1] = Phase("scan", message="OutOfMemoryError: CUDA out of memory. Tried to allocate 4.00 GiB")
+    phases[2] = Phase("attention", (0.04,) * 7)
+    found[at_64k] = msgspec.structs.replace(found[at_64k], phases=tuple(phases))
+    return run(found, header("NVIDIA H200", peak=7.9e14, bandwidth=4.1e12))
+
+
 HOSTILE = '</script><img src=x onerror="alert(1)">|`$x_{$\x1b[31m[red]&amp;é'
 
 
@@ -173,6 +218,8 @@ def hostile_run() -> Run:
         for chunk in (128, 256):
             params = Params(2, 16, chunk)
             found.append(measurement(f"power-{HOSTILE}", ctx, 1.0 * chunk, flops=1e6, params=params))
+    found[-1] = with_phases(found[-1], scale=1e-3, hostile=HOSTILE)
+    found[-1] = msgspec.structs.replace(found[-1], phases=(*found[-1].phases[1:], Phase(HOSTILE, message=HOSTILE)))
     found.append(measurement(HOSTILE, 1024, None, status="failed", message=HOSTILE))
     return run(found, worst, [HOSTILE])
 
@@ -213,4 +260,5 @@ RUNS: dict[str, Callable[[], Run]] = {
     "impossible": impossible_run,
     "no ledger": no_ledger_run,
     "hostile": hostile_run,
+    "with phases": phases_run,
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+
+from powerbench.cost import Cost, Launch
+from powerbench.session import Session
+from powerbench.suites import Suite
+from tests.fakes import CEILINGS, CPU, fake
 
 SMALL = ["--p", "2", "--ctx", "64,128,256", "--head-dim", "16", "--device", "cpu"]
 
@@ -19,8 +27,8 @@ def command(*args: str) -> list[str]:
     return [sys.executable, "-c", "from powerbench.cli import main; main()", *args]
 
 
-def powerbench(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*args), cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+def powerbench(*args: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*args), cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300)
 
 
 def lines(path: Path) -> list[dict]:
@@ -165,6 +173,75 @@ def test_a_d_tile_that_divides_one_head_dimension_only_is_skipped_for_the_other(
     assert "d_tile 32 does not divide head dimension 16" in " ".join(done.stdout.split())
 
 
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """A folder on whose path another package brings a kernel of three phases, one of which fails."""
+    folder = tmp_path_factory.mktemp("theirs")
+    info = folder / "theirs-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[powerbench.kernels]\ntheirs = tests.fakes:THEIRS_IN_PHASES\n")
+    path = os.pathsep.join([str(folder), str(Path(__file__).parents[1])])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+PHASES = [*("--ctx", "64,128", "--head-dim", "16", "--device", "cpu", "--ungated"), "--kernels", "fake,sdpa-cpu"]
+
+
+def test_phases_from_sweep_to_page(theirs, tmp_path):
+    done = powerbench("sweep", *PHASES, "--phases", "-o", "run.jsonl", cwd=tmp_path, env=theirs)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 3 phases" in done.stderr
+    for words in ("whole call", "failed: weights of theirs-in-phases at 64, 128: RuntimeError: no such luck"):
+        assert words in " ".join(done.stdout.split())
+    rows = [line for line in lines(tmp_path / "run.jsonl") if line["type"] == "measurement"]
+    for row in rows:
+        phases = {phase["name"]: phase for phase in row.get("phases", ())}
+        if row["case"]["kernel"] == "sdpa-cpu":
+            assert "phases" not in row
+            continue
+        assert list(phases) == ["scores", "weights", "sum"]
+        assert phases["weights"] == {"name": "weights", "message": "RuntimeError: no such luck"}
+        assert len(phases["sum"]["samples_ms"]) >= 5
+    assert len(rows) == 4
+    # what is read needs neither the other package nor its kernels
+    shown = powerbench("show", "run.jsonl", "--phases", "--format", "json", cwd=tmp_path)
+    assert [record["phase"] for record in json.loads(shown.stdout)] == ["scores", "weights", "sum"] * 2
+    report = powerbench("report", "run.jsonl", "-o", "page.html", cwd=tmp_path)
+    assert report.returncode == 0, report.stderr
+    assert "Time by phase: theirs-in-phases" in (tmp_path / "page.html").read_text()
+
+
+def test_resume_with_phases_measures_nothing_twice_and_says_so(theirs, tmp_path):
+    first = ["--batch", "1", *PHASES[2:], "-o", "run.jsonl"]
+    assert powerbench("sweep", "--ctx", "64,96", *first, cwd=tmp_path, env=theirs).returncode == 0
+    before = (tmp_path / "run.jsonl").read_bytes()
+    resumed = powerbench("sweep", "--ctx", "64,128", *first, "--phases", "--resume", cwd=tmp_path, env=theirs)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "--phases: cases measured earlier without, which stay as they are: 1\n" in resumed.stderr
+    assert (tmp_path / "run.jsonl").read_bytes().startswith(before)
+    apart = [row["case"]["problem"]["seqlen"] for row in lines(tmp_path / "run.jsonl") if "phases" in row]
+    assert apart == [128]
+
+
+def test_the_plan_counts_the_time_of_phases(monkeypatch):
+    """With the same ceilings each time, so that nothing else can make a difference."""
+    monkeypatch.setattr("powerbench.session.measure_ceilings", lambda *_: CEILINGS)
+    work = (Launch("scores", Cost(10**9, 10**9, 10**6)), Launch("sum", Cost(10**9, 10**9, 10**6)))
+    kernels = [fake("apart", launches=lambda _: work, phases=lambda *_: {}), fake("whole", launches=lambda _: work)]
+    suite = Suite(ctx=(64,)).on("cpu")
+
+    def plan(phases):
+        printed = Console(file=io.StringIO(), width=200)
+        Session(suite, kernels, CPU, 0, Console(file=io.StringIO()), phases).dry_run(printed)
+        return [line.split() for line in printed.file.getvalue().splitlines() if line.startswith(("apart", "whole"))]
+
+    (apart, whole), (apart_too, whole_too) = plan(False), plan(True)
+    assert whole == whole_too
+    assert apart != apart_too
+    assert apart[1:] == whole[1:]
+
+
 def test_verify(tmp_path):
     done = powerbench("verify", *SMALL, "--p", "1,2,3", "--pass", "fwd,bwd", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -193,6 +270,11 @@ def test_a_sweep_where_nothing_can_run_exits_1(tmp_path):
         (["sweep", "--suite", "nope"], "--suite: 'nope' is neither a TOML file nor one of"),
         (["sweep", "--resume"], "--resume: name the run file"),
         (["sweep", "--seed", "-1"], "--seed"),
+        (
+            ["sweep", "--phases", "--kernels", "sdpa-cpu,fla", "--device", "cpu"],
+            "--phases: no selected kernel (sdpa-cpu, ",
+        ),
+        (["show", "junk.jsonl", "--phases"], "--phases goes with --format csv or json"),
         (["sweep", "--frobnicate"], "No such option"),
         (["sweep", "-o", "folder/"], "folder"),
         (["sweep", "-o", "empty.jsonl/run.jsonl"], "empty.jsonl/run.jsonl"),

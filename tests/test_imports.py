@@ -17,6 +17,7 @@ TORCH_FREE = [
     "powerbench.crossover", "powerbench.suites", "powerbench.results.model", "powerbench.results.store",
     "powerbench.reports.frames", "powerbench.reports.show", "powerbench.reports.page", "powerbench.reports.static",
     "powerbench.kernels.power.feature_map", "powerbench.kernels.power.cost", "powerbench.kernels.power.choose",
+    "powerbench.kernels.power.triton_cost",
 ]  # fmt: skip
 # Which parts of the package a part may import. `cli` and `session`, at the top, may import all.
 BASE = {"problem", "cost", "errors", "_version"}
@@ -47,6 +48,12 @@ def test_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'triton' in sys.modules)"
     done = run_python(code)
     assert done.returncode == 0, done.stderr or f"{module} imports torch or triton"
+
+
+def test_the_operator_needs_no_triton():
+    """It is an extra: `triton_op` and what it imports come in with the first call that runs on Triton."""
+    done = run_python("import sys; sys.modules['triton'] = None; import powerbench.kernels.power.op")
+    assert done.returncode == 0, done.stderr
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

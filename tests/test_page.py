@@ -18,9 +18,10 @@ import pytest
 from powerbench.reports.curves import groups
 from powerbench.reports.figures import draw
 from powerbench.reports.page import page, write_page
+from powerbench.reports.phases import PHASE_COLUMNS, curves_with_phases, phase_rows
 from powerbench.reports.rows import rows
 from powerbench.reports.static import write_static
-from powerbench.reports.style import roof_axes, styles
+from powerbench.reports.style import roof_axes, styles, tint
 from tests import runs
 
 
@@ -31,13 +32,16 @@ def any_run(request):
 
 def _drawn(run):
     found = groups(rows(run))
-    return [{d.name: d.figure for d in draw(group, run.header.ceilings, styles(found))} for group in found]
+    look, phases = styles(found), phase_rows(run)
+    return [{d.name: d.figure for d in draw(group, run.header.ceilings, look, phases)} for group in found]
 
 
 def test_which_figures():
     assert [list(figures) for figures in _drawn(runs.cpu_run())] == [["latency", "throughput", "speedup", "roofline"]]
     assert [list(figures) for figures in _drawn(runs.cpu_run((1024,)))] == [["ranking", "roofline"]]
     assert _drawn(runs.all_failed_run()) == [{}]
+    with_phases = ["latency", "throughput", "speedup", "roofline", "phases-1", "phases-2"]
+    assert [list(figures) for figures in _drawn(runs.phases_run())] == [with_phases] * 2
 
 
 def test_every_time_is_on_the_roofline():
@@ -47,6 +51,79 @@ def test_every_time_is_on_the_roofline():
     assert points == sum(m.status == "ok" for m in run.measurements)
     (invalid,) = [trace for trace in roofline.data if trace.marker.symbol == "x-thin"]
     assert "above the roof" in invalid.text[0]
+
+
+def test_every_phase_with_products_is_on_the_roofline_with_its_operator():
+    run = runs.phases_run()
+    phases = phase_rows(run)
+    roofline = _drawn(run)[0]["roofline"]
+    hollow = [trace for trace in roofline.data if trace.mode == "markers" and trace.marker.symbol.endswith("-open")]
+    assert [trace.meta for trace in hollow] == ["power-triton, p = 2", "linear-triton, p = 1"]  # the legend's names
+    for trace in hollow:
+        (whole,) = [t for t in roofline.data if t.meta == trace.meta and t.marker.size == 8]
+        assert trace.marker.color == whole.marker.color
+        assert trace.marker.symbol == f"{whole.marker.symbol}-open"
+        assert trace.marker.size < whole.marker.size
+    power, linear = hollow
+    assert (len(power.x), len(linear.x)) == (9, 9)  # three contexts; a scan has no products, so no place
+    first = next(found for found in phases.values() if found[0].case.chunk_size == 1024)[0]
+    assert (power.x[0], power.y[0]) == (first.intensity, first.executed_tflops)
+    for words in (
+        *(
+            "update_state</b> of power-triton p = 2, d_tile = 16, chunk = 1024",
+            "4k tokens",
+            "0.605 ms (",
+            "30 % of the",
+        ),
+        *("TFLOP/s, 216.7 GB/s", "1250 FLOP/byte, compute bound, 34 % of roof"),
+    ):
+        assert words in power.text[0]
+    (impossible,) = [text for text in power.text if "<b>above the roof" in text]
+    assert "attention</b> of power-triton" in impossible
+    top = 10 ** roofline.layout.yaxis.range[1]
+    assert max(power.y) < top, "the axes hold every point"
+
+
+def test_time_by_phase_adds_up_to_what_was_measured():
+    forward, both = _drawn(runs.phases_run())
+    bars = forward["phases-1"]
+    assert [trace.name for trace in bars.data] == ["update_state", "scan", "attention", "query_state"]
+    assert {trace.meta for trace in bars.data} == {"power-triton, p = 2"}
+    total = [sum(x for t in bars.data for x, y in zip(t.x, t.y, strict=True) if y == i) for i in range(3)]
+    assert total[:2] == pytest.approx([1.1, 1.1])
+    scan = bars.data[1]
+    assert list(scan.y) == [0, 1]  # at 64k it failed
+    assert list(bars.layout.yaxis.ticktext) == ["4k", "16k", "64k"]
+    assert len({trace.marker.color for trace in both["phases-1"].data}) == 8
+    assert sum(trace.x[0] for trace in both["phases-2"].data) == pytest.approx(1.1 * 0.3 + 1.1 * 0.7)
+
+
+def test_tints_are_the_colour_and_what_lies_between_it_and_white():
+    assert tint("#D55E00", 0) == "#d55e00"
+    assert tint("#000000", 1) == "#999999"
+    assert len({tint("#0072B2", i) for i in range(8)}) == 8
+    assert tint("#0072B2", 8) == tint("#0072B2", 0)
+
+
+def test_the_page_of_a_run_with_phases_says_them_without_scripts():
+    html = page([runs.phases_run()])
+    text = " ".join(" ".join(_parsed(html).text).split())
+    assert "Time by phase: power-triton, p = 2" in text
+    assert "Hollow: single phases" in text
+    assert "OutOfMemoryError: CUDA out of memory. Tried to allocate 4.00 GiB" in text
+    assert "update_state_backward" in text
+    table = html[html.index('id="run1-phases">') :]
+    lines = re.findall(r"<tr", table[: table.index("</table>")])
+    assert len(lines) == 1 + sum(len(m.phases) for m in runs.phases_run().measurements)
+    csv = json.loads(re.search(r'id="run1-phases-csv">(.*?)</script>', html)[1])
+    assert csv.splitlines()[0] == ",".join(PHASE_COLUMNS)
+    assert len(csv.splitlines()) == len(lines)
+
+
+def test_the_page_of_a_run_without_phases_has_no_trace_of_them():
+    html = page([runs.cpu_run()])
+    body = html[html.index("<body>") : html.index("<script>")]
+    assert "hase" not in body
 
 
 def test_roofline_axes_are_the_machines():
@@ -70,6 +147,18 @@ def test_static_figures(any_run, tmp_path):
     assert sorted(path.name for path in files) == sorted(path.name for path in (tmp_path / "figures").iterdir())
     if any(row.valid for row in rows(any_run)):
         assert {path.suffix for path in files} == {".png", ".svg"}
+    apart = {
+        curve.label for group in groups(rows(any_run)) for curve, _ in curves_with_phases(group, phase_rows(any_run))
+    }
+    assert len(apart) <= sum("-phases-" in path.name for path in files)
+    assert bool(apart) == any("-phases-" in path.name for path in files)
+
+
+def test_static_roofline_names_the_phases_at_the_longest_context(tmp_path):
+    write_static([runs.phases_run()], tmp_path)
+    svg = (tmp_path / "forward-bf16-d-64-roofline.svg").read_text()
+    for name, times in (("update_state", 2), ("attention", 2), ("query_state", 2), ("scan", 0)):
+        assert svg.count(f"<!-- {name} -->") == times, name
 
 
 class Checker(HTMLParser):
@@ -133,7 +222,7 @@ def test_texts_of_a_run_cannot_become_markup():
     html = page([runs.hostile_run()])
     checker = _parsed(html)
     assert "<img" not in html
-    assert [tag for tag, _ in checker.tags if tag == "script"] == ["script"] * 4  # two data, plotly, the page's own
+    assert [tag for tag, _ in checker.tags if tag == "script"] == ["script"] * 5  # three data, plotly, the page's own
     assert any(runs.HOSTILE in text for text in checker.text)
     data = re.search(r'<script type="application/json" id="figures">(.*?)</script>', html, re.DOTALL)[1]
     assert "<" not in data

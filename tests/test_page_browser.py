@@ -95,6 +95,47 @@ def test_the_legend_hides_and_isolates(browser, pages):
     assert browser.errors() == []
 
 
+def test_phases_go_with_their_operator(browser, pages):
+    """In the roofline and in the bars; and a point says which phase of what it is."""
+    browser.open(pages / "with phases.html")
+    count = "document.querySelectorAll('#run1-1-roofline .scatterlayer .point').length"
+    bars = "document.querySelectorAll('#run1-1-phases-1 .barlayer .point').length"
+    button = "[...document.querySelectorAll('.legend button')].find(b => b.dataset.curve === 'power-triton, p = 2')"
+    settle = "new Promise((resume) => setTimeout(resume, 300))"
+    with_all, all_bars = browser.value(count), browser.value(bars)
+    assert all_bars == 11  # four phases at three contexts, one of them failed
+    browser.value(f"{button}.click(); {settle}")
+    assert with_all - browser.value(count) == 6 + 9  # two choices and three phases at three contexts
+    assert browser.value(bars) == 0
+    browser.value(f"{button}.click(); {settle}")
+    assert (browser.value(count), browser.value(bars)) == (with_all, all_bars)
+    browser.value("document.getElementById('run1-1-phases-1').scrollIntoView()")
+    x, y = browser.value(
+        "(() => { const box = document.querySelector('#run1-1-phases-1 .barlayer .point path').getBoundingClientRect();"
+        " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+    )
+    for step in (20, 0):
+        browser.send("Input.dispatchMouseEvent", type="mouseMoved", x=x + step, y=y)
+        browser.value(settle)
+    said = browser.value("document.querySelector('#run1-1-phases-1 .hoverlayer').textContent")
+    for words in (
+        "update_state of power-triton p = 2",
+        "ms (",
+        "30 % of the whole call",
+        "compute bound, 34 % of roof",
+    ):
+        assert words in said
+    assert browser.errors() == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_names_of_phases_can_be_read(browser, pages, dark):
+    browser.open(pages / "with phases.html", dark=dark)
+    text = "rgb(228, 231, 235)" if dark else "rgb(27, 31, 36)"
+    assert _rgb(browser, ".chart .legendtext", "fill") == text
+    assert browser.value("getComputedStyle(document.querySelector('.chart .legend .bg')).fillOpacity") == "0"
+
+
 def test_tables_sort_by_number_and_say_so(browser, pages):
     browser.open(pages / "gpu.html")
     table = "document.querySelector('#run1-cases + .scroll table')"

@@ -240,17 +240,56 @@ def test_calls_without_gradients_do_not_spoil_later_ones(mode):
 
 
 def test_compiles():
-    """One graph without breaks, and the same values and gradients; traced only, no compiler is needed."""
-    inputs = make_inputs(40, d=4, e=3, heads=2, kv_heads=1)
-    leaves = leaves_of(inputs)
-    power_attention(*inputs, chunk_size=16)  # puts what is kept between calls on the device
+    """One graph without breaks, and the same values and gradients, also at another length; traced only."""
     compiled = torch.compile(power_attention, backend="aot_eager", fullgraph=True)
-    eager, traced = power_attention(*inputs, chunk_size=16), compiled(*inputs, chunk_size=16)
-    assert relative_error(traced, eager) < 1e-13
-    for got, want in zip(
-        torch.autograd.grad(traced.sum(), leaves), torch.autograd.grad(eager.sum(), leaves), strict=True
+    for T in (40, 50):
+        inputs = make_inputs(T, d=4, e=3, heads=2, kv_heads=1)
+        leaves = leaves_of(inputs)
+        eager = power_attention(*inputs, chunk_size=16)  # first: puts what is kept between calls on the device
+        traced = compiled(*inputs, chunk_size=16)
+        assert relative_error(traced, eager) < 1e-13
+        for got, want in zip(
+            torch.autograd.grad(traced.sum(), leaves), torch.autograd.grad(eager.sum(), leaves), strict=True
+        ):
+            assert relative_error(got, want) < 1e-12
+
+
+# --- autocast ---
+
+
+def test_autocast():
+    """q, k, v run in autocast's dtype, log_g and the state in float32; gradients have the dtypes of the inputs."""
+    q, k, v, log_g = (x.float() for x in make_inputs(40, d=8, e=6, heads=2, kv_heads=1))
+    k = k.half()
+    leaves = leaves_of((q, k, v, log_g))
+    _, state = power_attention(q.detach(), k.detach().float(), v.detach(), None, return_state=True)
+    options = {"chunk_size": 16, "initial_state": state, "return_state": True, "backend": "torch"}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, end = power_attention(q, k, v, log_g, **options)
+    assert (y.dtype, end.s.dtype, end.z.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    low = leaves_of([*(x.detach().bfloat16() for x in (q, k, v)), log_g])
+    by_hand, state_by_hand = power_attention(*low, **options)
+    assert torch.equal(y, by_hand)
+    assert torch.equal(end.s, state_by_hand.s)
+    found = torch.autograd.grad(y.float().square().sum(), leaves)
+    wanted = torch.autograd.grad(by_hand.float().square().sum(), low)
+    for x, got, want in zip(leaves, found, wanted, strict=True):
+        assert got.dtype == x.dtype
+        assert torch.equal(got, want.to(got.dtype))
+
+
+def test_autocast_widens_gates_and_leaves_float64_alone():
+    inputs = make_inputs(40, d=8, e=6)
+    low = [x.bfloat16() for x in inputs]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, double = power_attention(*low), power_attention(*inputs)
+    assert torch.equal(y, power_attention(*low[:3], low[3].float()))
+    assert torch.equal(double, power_attention(*inputs))
+    with (
+        torch.autocast("cpu", enabled=False),
+        refused("log_g is torch.bfloat16; with torch.bfloat16 q it must be torch.float32"),
     ):
-        assert relative_error(got, want) < 1e-12
+        power_attention(*low)
 
 
 # --- precision ---
@@ -466,11 +505,11 @@ def triton_calls(monkeypatch):
     """Stands in for the Triton backend: records that it was called, needs neither triton nor a GPU."""
     calls = []
 
-    def forward(*tensors, **options):
+    def attention(*tensors, **options):
         calls.append(options)
         return torch_backend.torch_forward(*tensors, **options)
 
-    monkeypatch.setattr(op, "_triton_forward", lambda: forward)
+    monkeypatch.setattr(op, "_triton_attention", lambda: attention)
     monkeypatch.setattr(op, "_has_triton", lambda: True)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     return calls
@@ -487,19 +526,12 @@ def test_triton_runs_when_asked_for(triton_calls):
     assert len(triton_calls) == 1
 
 
-@pytest.mark.parametrize("where", ["input", "state"])
-def test_triton_refuses_gradients(triton_calls, where):
+def test_triton_takes_gradients(triton_calls):
     inputs = make_inputs(20, d=16, e=16)
-    state = PowerState(torch.zeros(1, 1, 136, 16).double(), torch.zeros(1, 1, 136).double())
-    (inputs[3] if where == "input" else state.s).requires_grad_()
-    with refused(
-        'backend is "triton", which has no backward pass yet, and an input requires grad; use backend="torch", or call '
-        "it under torch.no_grad()"
-    ):
-        power_attention(*inputs, d_tile=1, initial_state=state, backend="triton")
-    with torch.no_grad():
-        power_attention(*inputs, d_tile=1, initial_state=state, backend="triton")
+    leaves = leaves_of(inputs)
+    power_attention(*inputs, backend="triton").sum().backward()
     assert len(triton_calls) == 1
+    assert all(x.grad.any() for x in leaves)
 
 
 def test_triton_that_is_not_installed_is_named(monkeypatch):
@@ -518,26 +550,26 @@ def test_triton_on_a_cpu_is_refused(monkeypatch):
         power_attention(*make_inputs(20, d=16, e=16), backend="triton")
 
 
+@pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize(
-    ("cuda", "gradients", "d", "dtype", "expected"),
+    ("cuda", "d", "dtype", "expected"),
     [
-        (True, False, 64, torch.bfloat16, True),
-        (False, False, 64, torch.bfloat16, False),
-        (True, True, 64, torch.bfloat16, False),
-        (True, False, 48, torch.bfloat16, False),  # no kernels for this head dimension
-        (True, False, 64, torch.float64, False),
+        (True, 64, torch.bfloat16, True),
+        (False, 64, torch.bfloat16, False),
+        (True, 48, torch.bfloat16, False),  # no kernels for this head dimension
+        (True, 64, torch.float64, False),
     ],
 )
-def test_auto_takes_triton_where_it_serves(monkeypatch, cuda, gradients, d, dtype, expected):
+def test_auto_takes_triton_where_it_serves(monkeypatch, cuda, d, dtype, expected, gradients):
     monkeypatch.setattr(op, "_has_triton", lambda: True)
 
     class Device(torch.Tensor):
         is_cuda = cuda
 
-    q = torch.zeros(1, 1, 1, d, dtype=dtype).as_subclass(Device)
-    assert op._use_triton("auto", q, torch.zeros(1, 1, 1, 64), gradients) is expected
+    q = torch.zeros(1, 1, 1, d, dtype=dtype, requires_grad=gradients).as_subclass(Device)
+    assert op._use_triton("auto", q, torch.zeros(1, 1, 1, 64)) is expected
     monkeypatch.setattr(op, "_has_triton", lambda: False)
-    assert op._use_triton("auto", q, torch.zeros(1, 1, 1, 64), gradients) is False
+    assert op._use_triton("auto", q, torch.zeros(1, 1, 1, 64)) is False
 
 
 @pytest.mark.gpu

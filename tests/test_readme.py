@@ -10,7 +10,7 @@ import pytest
 from powerbench.crossover import context_text
 from powerbench.reports.answers import answers
 from powerbench.reports.rows import rows
-from powerbench.reports.show import significant
+from powerbench.reports.text import significant
 from powerbench.results.store import load
 
 ROOT = Path(__file__).parents[1]

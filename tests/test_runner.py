@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+import weakref
+
 import pytest
 import torch
 
@@ -9,9 +12,10 @@ from powerbench import gate
 from powerbench.device import Device
 from powerbench.errors import DeviceLostError
 from powerbench.problem import Case, Params, Problem
-from powerbench.runner import make_inputs, plan, run
+from powerbench.results.model import Measurement, Phase
+from powerbench.runner import PHASE_POLICY, make_inputs, plan, run
 from powerbench.suites import Suite
-from tests.fakes import CEILINGS, CPU, PROBLEM, fake, raising, softmax
+from tests.fakes import CEILINGS, CPU, LAUNCHES, PROBLEM, fake, phased, raising, softmax
 
 SUITE = Suite(ctx=(40,), heads=(4,), kv_heads=(2,), head_dim=(8,), batch=2, dtype=("fp32",)).on("cpu")
 
@@ -29,11 +33,11 @@ class Silent:
         self.events.append((measurement.status, planned.case.kernel))
 
 
-def measure(*kernels, passes=("fwd",), timed=True, device=CPU, suite=SUITE):
+def measure(*kernels, passes=("fwd",), timed=True, device=CPU, suite=SUITE, phases=False):
     import msgspec
 
     suite = msgspec.structs.replace(suite, pass_=passes)
-    return list(run(plan(suite, kernels, device, CEILINGS), device, 0, Silent(), timed=timed))
+    return list(run(plan(suite, kernels, device, CEILINGS, phases=phases), device, 0, Silent(), timed=timed))
 
 
 @pytest.mark.parametrize("pass_", ["fwd", "bwd", "fwd+bwd"])
@@ -109,6 +113,116 @@ def test_a_failing_kernel_is_a_row_and_not_the_end(error, status, message):
     assert (bad.status, good.status) == (status, "ok")
     assert message in bad.message
     assert "\n" not in bad.message
+
+
+@pytest.mark.parametrize("pass_", ["fwd", "bwd", "fwd+bwd"])
+def test_phases_are_timed_alone_after_the_call(pass_):
+    """In the order of the launches, some of which need not be there; the slow one takes the longer time."""
+    called = {"scores": 0, "sum": 0}
+
+    def call(name, seconds):
+        called[name] += 1
+        time.sleep(seconds)
+
+    calls = {"sum": lambda: call("sum", 0.002), "scores": lambda: call("scores", 0.01)}
+    (row,) = measure(phased("apart", calls), passes=(pass_,), phases=True)
+    assert row.status == "ok"
+    assert len(row.samples_ms) >= 5
+    assert [phase.name for phase in row.phases] == ["scores", "sum"]
+    scores, total = row.phases
+    assert min(scores.samples_ms) >= 10
+    assert 2 <= min(total.samples_ms) < 10
+    for phase in row.phases:
+        assert phase.message is None
+        assert PHASE_POLICY.min_samples <= len(phase.samples_ms) <= PHASE_POLICY.max_samples
+        assert called[phase.name] == len(phase.samples_ms) + 1, "one call to warm up"
+
+
+def test_phases_come_only_where_asked_for_and_known():
+    forbidden = raising(AssertionError("must not run"))
+    kernel = phased("apart", dict.fromkeys(("scores", "sum"), forbidden))
+    assert [row.phases for row in measure(kernel)] == [()]
+    assert [row.phases for row in measure(kernel, timed=False, phases=True)] == [()]
+    assert [row.phases for row in measure(fake("whole"), phases=True)] == [()]
+
+
+def test_a_wrong_kernel_has_no_phases():
+    forbidden = raising(AssertionError("must not run"))
+    (row,) = measure(phased("wrong", {"sum": forbidden}, prepare=lambda case: _leaky), phases=True)
+    assert (row.status, row.phases) == ("wrong", ())
+
+
+def test_a_phase_that_raises_costs_only_itself():
+    first, second, third = (launch.name for launch in LAUNCHES)
+    calls = {first: softmax_once, second: raising(RuntimeError("boom\nand a long story")), third: softmax_once}
+    row, after = measure(phased("apart", calls), fake("after"), phases=True)
+    assert (row.status, after.status) == ("ok", "ok")
+    assert len(row.samples_ms) >= 5
+    assert row.phases[1] == Phase(second, message="RuntimeError: boom")
+    assert all(phase.samples_ms and phase.message is None for phase in (row.phases[0], row.phases[2]))
+
+
+def softmax_once():
+    return torch.randn(32, 32).softmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        (raising(torch.OutOfMemoryError("CUDA out of memory")), "OutOfMemoryError: CUDA out of memory"),
+        (lambda case, inputs: {"sum": softmax_once, "product": softmax_once}, "ValueError: phases sum, product are"),
+    ],
+)
+def test_a_kernel_that_cannot_be_taken_apart_after_all_keeps_its_time(phases, message):
+    (row,) = measure(fake("apart", launches=lambda case: LAUNCHES, phases=phases), phases=True)
+    assert row.status == "ok"
+    assert len(row.samples_ms) >= 5
+    assert [phase.name for phase in row.phases] == [launch.name for launch in LAUNCHES]
+    assert all(phase.message.startswith(message) and phase.samples_ms == () for phase in row.phases)
+
+
+def test_the_graph_of_the_call_is_gone_when_phases_make_their_buffers():
+    """Otherwise a case that fits into memory would not, taken apart."""
+    made, alive = [], []
+
+    def forward(*tensors):
+        y = softmax(*tensors)
+        made.append(weakref.ref(y))
+        return y
+
+    def phases(case, inputs):
+        alive.extend(ref for ref in made if ref() is not None)
+        return {}
+
+    measure(fake("apart", forward, phases=phases), passes=("bwd",), phases=True)
+    assert made
+    assert alive == []
+
+
+def test_ctrl_c_in_a_phase_is_not_swallowed():
+    with pytest.raises(KeyboardInterrupt):
+        measure(phased("apart", {"sum": raising(KeyboardInterrupt())}), phases=True)
+
+
+def test_phases_take_their_part_of_the_predicted_time():
+    kernels = [phased("apart", {}), fake("whole", launches=lambda case: LAUNCHES)]
+    apart, whole = plan(SUITE, kernels, CPU, CEILINGS, phases=True)
+    alone, _ = plan(SUITE, kernels, CPU, CEILINGS)
+    assert (apart.phases, whole.phases, alone.phases) == (True, False, False)
+    assert apart.total_seconds > alone.total_seconds == whole.total_seconds > 0
+
+
+def test_a_device_lost_in_a_phase_ends_the_run_after_its_row(monkeypatch):
+    case = plan(SUITE, [fake("a")], CPU, CEILINGS)[0].case
+    phases = (Phase("sum", message="AcceleratorError: CUDA error: an illegal memory access was encountered"),)
+    measured = Measurement(case=case, status="ok", samples_ms=(1.0,), phases=phases)
+    monkeypatch.setattr("powerbench.runner._guarded", lambda *_: (measured, None))
+    monkeypatch.setattr(torch.cuda, "synchronize", raising(RuntimeError("CUDA error")))
+    device = Device("cuda", "a test GPU", 2**40)
+    rows = run(plan(SUITE, [fake("a"), fake("b")], device, CEILINGS), device, 0, Silent())
+    assert next(rows) is measured
+    with pytest.raises(DeviceLostError):
+        next(rows)
 
 
 def test_a_lost_device_ends_the_run_after_its_row(monkeypatch):

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from powerbench.reports.frames import tidy
 from powerbench.reports.rows import COLUMNS
-from powerbench.reports.show import FORMATS, print_run, render, si, significant
+from powerbench.reports.show import FORMATS, print_run, render
+from powerbench.reports.text import si, significant
 from tests import runs
 
 

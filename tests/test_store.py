@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from powerbench.cost import Cost, Launch
 from powerbench.errors import UserError
 from powerbench.problem import DTYPES, PASSES, Case, Params, Problem
-from powerbench.results.model import Measurement, Run
+from powerbench.results.model import Measurement, Phase, Run
 from powerbench.results.store import RunWriter, StoreError, load
 from tests import runs
 
@@ -38,17 +39,24 @@ CASES = st.builds(
     pass_=st.sampled_from(PASSES),
 )
 LAUNCHES = st.lists(st.builds(Launch, st.text(), st.builds(Cost, SIZES, SIZES, SIZES)), max_size=3).map(tuple)
+SAMPLES = st.lists(TIMES, min_size=1, max_size=9).map(tuple)
+PHASES = st.lists(
+    st.builds(Phase, st.text(), SAMPLES) | st.builds(Phase, st.text(), message=st.text()),
+    max_size=3,
+    unique_by=lambda phase: phase.name,
+).map(tuple)
 OK = st.builds(
     Measurement,
     case=CASES,
     status=st.just("ok"),
-    samples_ms=st.lists(TIMES, min_size=1, max_size=9).map(tuple),
+    samples_ms=SAMPLES,
     timer=st.none() | st.text(),
     launches=LAUNCHES,
     error=st.none() | TIMES,
     tolerance=st.none() | TIMES,
     peak_memory_bytes=st.none() | SIZES,
     config=st.dictionaries(st.text(), st.text(), max_size=3),
+    phases=PHASES,
 )
 NOT_OK = st.builds(
     Measurement,
@@ -155,6 +163,12 @@ def _lines(path):
 
 HEADER = msgspec.json.encode(runs.header())
 LINE = msgspec.json.encode(runs.measurement("a", 1024, 1.0))
+APART = msgspec.json.encode(runs.with_phases(runs.measurement("a", 1024, 1.0)))
+FAILED = msgspec.json.encode(runs.measurement("a", 1024, None, status="failed"))
+
+
+def _phase(text: bytes, line: bytes = LINE) -> bytes:
+    return HEADER + b"\n" + line[:-1] + b',"phases":[{"name":"scan"' + text + b"}]}\n"
 
 
 @pytest.mark.parametrize(
@@ -180,6 +194,11 @@ LINE = msgspec.json.encode(runs.measurement("a", 1024, 1.0))
         (HEADER + b"\n" + LINE.replace(b'"samples_ms":[', b'"samples_ms":[-1,') + b"\n", ["line 2", "sample"]),
         (HEADER + b"\n" + LINE.replace(b'"heads":8', b'"heads":0') + b"\n", ["line 2", "size"]),
         (HEADER + b"\n" + LINE.replace(b'"samples_ms":[', b'"samples_ms":[1e999,') + b"\n", ["line 2"]),
+        (_phase(b""), ["line 2", "phase 'scan'", "either samples or a message"]),
+        (_phase(b',"samples_ms":[1],"message":"x"'), ["line 2", "phase 'scan'", "either samples or a message"]),
+        (_phase(b',"samples_ms":[1,0]'), ["line 2", "positive"]),
+        (_phase(b',"samples_ms":[1]', FAILED), ["line 2", "status failed with 1 phases"]),
+        (HEADER + b"\n" + APART.replace(b'"attention"', b'"scan"') + b"\n", ["line 2", "same name"]),
     ],
 )
 def test_damage_is_one_line_that_says_where(tmp_path, content, words):
@@ -213,6 +232,13 @@ def test_fields_of_a_later_version_are_ignored(tmp_path):
     assert load(path) == Run(str(path), runs.header(), (runs.measurement("a", 1024, 1.0),))
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "results").rglob("*.jsonl")), ids=lambda p: p.stem)
+def test_published_runs_would_be_written_the_same_today(path):
+    """Whatever the model has gained since: a case that does not use it leaves no trace in its line."""
+    again = (msgspec.json.encode(measurement) for measurement in load(path).measurements)
+    assert list(again) == [line for line in _lines(path) if line.startswith(b'{"type":"measurement"')]
+
+
 def test_what_json_cannot_hold(tmp_path):
     path = write(tmp_path / "run.jsonl")
     good = runs.measurement("a", 1024, 1.0)
@@ -224,6 +250,7 @@ def test_what_json_cannot_hold(tmp_path):
             msgspec.structs.replace(good, samples_ms=(0.0,)),
             msgspec.structs.replace(good, samples_ms=()),
             msgspec.structs.replace(good, error=math.inf),
+            msgspec.structs.replace(good, phases=(Phase("scan", (math.nan,)),)),
         ):
             with pytest.raises(ValueError, match="a/-/fwd"):
                 writer.append(bad)

@@ -62,9 +62,13 @@ def test_tokens_keep_work_equal_and_batch_keeps_it_growing():
     assert [(p.batch, p.seqlen) for p in fixed.problems()] == [(2, 1024), (2, 4096)]
 
 
-def test_override_replaces_batch_by_tokens():
+def test_override_replaces_batch_by_tokens_and_the_other_way_round():
     suite = Suite(batch=2).override({"tokens": "8k"})
     assert (suite.batch, suite.tokens) == (None, 8192)
+    suite = Suite(tokens=8192).override({"batch": "2"})
+    assert (suite.batch, suite.tokens) == (2, None)
+    kept = Suite(batch=2).override({"ctx": "1k"})
+    assert (kept.batch, kept.tokens) == (2, None)
     with pytest.raises(SelectorError, match="exclude each other"):
         Suite().override({"tokens": "8k", "batch": "1"})
 

@@ -7,14 +7,15 @@ import pytest
 
 from powerbench.kernels.power.feature_map import d_tiles, feature_map, tspow_dim
 from powerbench.kernels.power.tiling import (
-    attention_tiles,
+    attend_tiles,
     brick,
     brick_counts,
     brick_table,
     check_sizes,
     chunks,
     executed_rows,
-    query_tiles,
+    key_value_gradient_tiles,
+    query_gradient_tiles,
     update_tiles,
 )
 
@@ -51,7 +52,7 @@ def test_counts_are_those_of_the_table(d, p, d_tile, rows):
     blocks = np.bincount(table[:, 0] // shape.columns, minlength=d // shape.columns)
     assert blocks.tolist() == brick_counts(d, p, d_tile, shape)
     assert executed_rows(d, p, d_tile, rows) == len(table) * shape.rows >= tspow_dim(d, p, d_tile)
-    assert (np.diff(table[:, 0]) >= 0).all()  # by columns: query_state keeps them in registers
+    assert (np.diff(table[:, 0]) >= 0).all()  # by columns: contract keeps them in registers
 
 
 @pytest.mark.parametrize(
@@ -71,9 +72,21 @@ def test_executed_rows_of_known_cases(d, p, d_tile, rows, expected):
 
 
 def test_token_tiles_never_exceed_the_rounded_chunk():
-    for tiles in (attention_tiles, update_tiles, query_tiles):
-        assert [tiles(64, 64, chunk, 2).tokens for chunk in (1, 16, 17, 1024)][:3] == [16, 16, 32]
-        assert tiles(64, 64, 1, 4).tokens == 16
+    for tiles in (attend_tiles, update_tiles, query_gradient_tiles, key_value_gradient_tiles):
+        for itemsize in (2, 4):
+            assert [tiles(64, 64, chunk, itemsize).tokens for chunk in (1, 16, 17)] == [16, 16, 32]
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 33, 1024])
+@pytest.mark.parametrize("head_dim", [16, 64, 128])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_smaller_tiles_divide_larger_ones(chunk, head_dim, itemsize):
+    """The kernels' loops rely on it, and the ledger's count of covered pairs: no tile begins inside another."""
+    for tiles in (attend_tiles, query_gradient_tiles):
+        sides = tiles(head_dim, head_dim, chunk, itemsize)
+        assert sides.tokens % sides.rows == 0
+    sides = key_value_gradient_tiles(head_dim, head_dim, chunk, itemsize)
+    assert sides.rows % sides.tokens == 0
 
 
 def test_chunks_are_never_longer_than_the_sequence():

@@ -12,13 +12,23 @@ import pytest
 
 pytest.importorskip("triton")
 
-VARIANTS = [  # p, d, e, d_tile, dtype
-    [2, 64, 64, 16, "bfloat16"],
-    [3, 64, 64, 8, "bfloat16"],
-    [2, 128, 128, 128, "bfloat16"],
-    [4, 16, 16, 1, "float16"],
-    [1, 32, 32, 32, "float32"],
+VARIANTS = [  # p, d, e, d_tile, dtype, whether on Hopper's own kernels
+    [2, 64, 64, 8, "bfloat16", False],
+    [2, 128, 128, 128, "bfloat16", False],
+    [4, 16, 16, 1, "float16", False],
+    [1, 32, 32, 32, "float32", False],
+    [2, 64, 64, 8, "bfloat16", True],
+    [2, 128, 128, 8, "bfloat16", True],
+    [3, 32, 32, 8, "bfloat16", True],
 ]
+PORTABLE = {
+    "gates_kernel", "update_state_kernel", "scan_kernel", "attend_kernel",
+    "query_gradient_kernel", "key_value_gradient_kernel", "gate_gradient_kernel",
+}  # fmt: skip
+HOPPER = {
+    "hopper_update_kernel", "attend_hopper_kernel", "query_gradient_hopper_kernel", "key_value_state_kernel",
+    "key_value_hopper_kernel",
+}  # fmt: skip
 SHARED_MEMORY = 227 * 1024  # bytes a block may have on compute capability 9.0
 
 
@@ -30,8 +40,8 @@ def test_compiles_for_hopper_without_spilling_much(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = json.loads(done.stdout)
-    names = {"attention_kernel", "update_state_kernel", "scan_kernel", "query_state_kernel"}
-    assert {kernel["name"] for kernel in kernels} == names
+    assert {kernel["name"] for kernel in kernels} == PORTABLE | HOPPER
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_MEMORY, kernel
-        assert kernel["stack"] <= 64, kernel
+        # a few registers of a program's prologue may spill; in a loop they would cost more than they save
+        assert kernel["stack"] <= (256 if kernel["name"] in HOPPER else 64), kernel

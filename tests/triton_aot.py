@@ -2,7 +2,7 @@
 
 Run by `test_triton_compile` in a process of its own, where the interpreter is off:
 
-    python tests/triton_aot.py '[[2, 64, 64, 16, "bfloat16"], ...]'      p, d, e, d_tile, dtype
+    python tests/triton_aot.py '[[2, 64, 64, 16, "bfloat16", true], ...]'   p, d, e, d_tile, dtype, Hopper's own kernels
 
 The launchers get tensors on the meta device, and `JITFunction.run` is replaced: it compiles for compute capability 9.0
 and launches nothing. Prints one JSON list: name, seconds, bytes of shared memory, registers and bytes of stack
@@ -25,9 +25,12 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import JITFunction
 
-from powerbench.kernels.power.triton_backend import triton_forward
+from powerbench.kernels.power import hopper
+from powerbench.kernels.power.triton_backend import forward_launches, triton_forward
+from powerbench.kernels.power.triton_backward import triton_backward
 
 POINTERS = {
     torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64",
@@ -39,7 +42,9 @@ def compile_only(found: dict):
 
     def run(self, *args, grid, warmup, **options):
         values = dict(zip(self.arg_names, args, strict=False))
+        warps = {"num_warps": options["num_warps"]}  # Gluon kernels take it as a constant too
         values |= {name: options.pop(name) for name in list(options) if name in self.arg_names}
+        options |= warps
         signature, constants, hints = {}, {}, {}
         for position, (name, parameter) in enumerate(zip(self.arg_names, self.params, strict=True)):
             value = values[name]
@@ -54,7 +59,7 @@ def compile_only(found: dict):
         key = f"{self.__name__} {signature} {constants} {hints} {options}"
         if key not in found:
             start = time.perf_counter()
-            source = ASTSource(self, signature, constants, hints)
+            source = (GluonASTSource if self.is_gluon() else ASTSource)(self, signature, constants, hints)
             kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
             found[key] = {"name": self.__name__, "seconds": time.perf_counter() - start, **resources(kernel)}
 
@@ -72,16 +77,29 @@ def resources(kernel) -> dict:
     return {"shared": kernel.metadata.shared, "registers": int(registers), "stack": int(stack)}
 
 
+def compile_backward(p: int, d: int, e: int, d_tile: int, dtype: str) -> None:
+    """A backward call without states from or to outside, after the forward call that saves for it."""
+    q, k, v, dy = (torch.empty(1, 4096, 8, n, dtype=getattr(torch, dtype), device="meta") for n in (d, d, e, e))
+    log_g = torch.empty(1, 4096, 8, device="meta")
+    options = {
+        "p": p, "chunk_size": 1024, "d_tile": d_tile, "scale": d**-0.5, "normalize": p % 2 == 0, "return_state": False,
+    }  # fmt: skip
+    done = forward_launches(q, k, v, log_g, initial_state=None, save=True, **options)
+    triton_backward(dy, None, q, k, v, log_g, done.y, done.den, done.r, done.a, None, initial=False, **options)
+
+
 def main() -> None:
     found: dict = {}
     JITFunction.run = compile_only(found)
-    for p, d, e, d_tile, dtype in json.loads(sys.argv[1]):
+    for p, d, e, d_tile, dtype, on_hopper in json.loads(sys.argv[1]):
+        hopper.serves = lambda *_, on_hopper=on_hopper: on_hopper
         q, k, v = (torch.empty(1, 4096, 8, n, dtype=getattr(torch, dtype), device="meta") for n in (d, d, e))
         triton_forward(
             q, k, v, torch.empty(1, 4096, 8, device="meta"),
             p=p, chunk_size=1024, d_tile=d_tile, scale=d**-0.5, normalize=p % 2 == 0,
             initial_state=None, return_state=True,
         )  # fmt: skip
+        compile_backward(p, d, e, d_tile, dtype)
     print(json.dumps(list(found.values())))
 
 

@@ -34,6 +34,8 @@ class Inputs:
 
 
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+# Phase name -> a call that repeats this launch alone, any number of times with the same work.
+Phases = dict[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,6 @@ class Kernel:
     reference: Callable[[Case, Inputs, torch.Tensor], torch.Tensor]  # float64 y at the query rows [R]: [B, R, H, e]
     launches: Callable[[Case], tuple[Launch, ...]]  # the ledger of one call
     workspace_bytes: Callable[[Case], int]  # device memory beyond inputs, output and gradients
+    # Each launch by itself, on the buffers of one real call that `phases` makes; names are those of `launches`, all or
+    # some of them. None: the kernel cannot be taken apart.
+    phases: Callable[[Case, Inputs], Phases] | None = None

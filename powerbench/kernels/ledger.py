@@ -65,7 +65,7 @@ def softmax_launches(case: Case, tile: Tile = GPU_TILE) -> tuple[Launch, ...]:
     forward = Launch("forward", Cost(useful, executed, operands + problem.y_bytes + lse))
     # 5 / 2 of an even number, in integers.
     backward = Cost(useful * 5 // 2, executed * 5 // 2, 2 * operands + 2 * problem.y_bytes + lse)
-    return _of_pass(case, (forward,), (Launch("backward", backward),))
+    return of_pass(case, (forward,), (Launch("backward", backward),))
 
 
 def flash_workspace_bytes(case: Case) -> int:
@@ -149,7 +149,7 @@ def linear_launches(case: Case, chunk: int, gated: bool) -> tuple[Launch, ...]:
         launch("dv", 1, e, q + k + y + gate + state32 + v, again=(0, d)),
         *gate_gradient,
     )
-    return _of_pass(case, forward, backward)
+    return of_pass(case, forward, backward)
 
 
 def linear_workspace_bytes(case: Case, chunk: int, gated: bool) -> int:
@@ -162,5 +162,6 @@ def linear_workspace_bytes(case: Case, chunk: int, gated: bool) -> int:
     return 2 * n.state_elements * 4 + 3 * gate
 
 
-def _of_pass(case: Case, forward: tuple[Launch, ...], backward: tuple[Launch, ...]) -> tuple[Launch, ...]:
+def of_pass(case: Case, forward: tuple[Launch, ...], backward: tuple[Launch, ...]) -> tuple[Launch, ...]:
+    """The launches that the case's pass makes."""
     return {"fwd": forward, "bwd": backward, "fwd+bwd": forward + backward}[case.pass_]

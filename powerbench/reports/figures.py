@@ -16,9 +16,11 @@ import plotly.graph_objects as go
 from powerbench.crossover import context_text
 from powerbench.reports.curves import SOFTMAX, Curve, Group, best_of, by_time
 from powerbench.reports.parts import Figure, context_figure, curve_trace, empty_figure, hover
+from powerbench.reports.phase_figures import phase_bars, phase_trace
+from powerbench.reports.phases import PhasesByCase, curves_with_phases, placed_phases
 from powerbench.reports.rows import Row
-from powerbench.reports.show import si, significant
 from powerbench.reports.style import RoofAxes, Style, roof_axes
+from powerbench.reports.text import si, significant
 from powerbench.roofline import Ceilings
 
 
@@ -32,8 +34,8 @@ class Drawn:
     figure: Figure
 
 
-def draw(group: Group, ceilings: Ceilings, look: Mapping[str, Style]) -> list[Drawn]:
-    """Every figure that this setting's rows can fill; empty when no case has a time."""
+def draw(group: Group, ceilings: Ceilings, look: Mapping[str, Style], phases: PhasesByCase) -> list[Drawn]:
+    """Every figure that this setting's rows and phases can fill; empty when no case has a time."""
     contexts = {row.ctx for row in _best_rows(group)}
     drawn = [ranking(group, look) if len(contexts) == 1 else latency(group, look)] if group.curves else []
     if len(contexts) > 1:
@@ -41,8 +43,8 @@ def draw(group: Group, ceilings: Ceilings, look: Mapping[str, Style]) -> list[Dr
         if len(best_of(group.curves, SOFTMAX)) > 1:
             drawn.append(speedup(group, look))
     if any(row.roof_fraction is not None for row in group.rows):
-        drawn.append(roofline(group, ceilings, look))
-    return drawn
+        drawn.append(roofline(group, ceilings, look, phases))
+    return drawn + time_by_phase(group, look, phases)
 
 
 def ranking(group: Group, look: Mapping[str, Style]) -> Drawn:
@@ -135,13 +137,28 @@ def speedup(group: Group, look: Mapping[str, Style]) -> Drawn:
     )
 
 
-def roofline(group: Group, ceilings: Ceilings, look: Mapping[str, Style]) -> Drawn:
+def time_by_phase(group: Group, look: Mapping[str, Style], phases: PhasesByCase) -> list[Drawn]:
+    """Where the time of a call goes, a figure for each contestant that was taken apart."""
+    return [
+        Drawn(
+            f"phases-{number}",
+            f"Time by phase: {curve.label}",
+            "Each phase alone, with the fastest d_tile and chunk. The line is the whole call: a bar may end before it "
+            "(gaps between phases, one that failed) or beyond it (in the call, a phase finds data in the cache).",
+            phase_bars(curve, look[curve.label], points),
+        )
+        for number, (curve, points) in enumerate(curves_with_phases(group, phases), start=1)
+    ]
+
+
+def roofline(group: Group, ceilings: Ceilings, look: Mapping[str, Style], phases: PhasesByCase) -> Drawn:
     """Executed TFLOP/s against intensity under the machine's measured ceilings; every row with a time is on it."""
     peak = ceilings.matmul_flops_per_s[group.setting.dtype] / 1e12
     placed = [row for row in group.rows if row.executed_tflops and row.intensity]
-    axes = roof_axes(
-        peak, ceilings.copy_bytes_per_s, [(row.intensity or 1, row.executed_tflops or 1) for row in placed]
-    )
+    apart = curves_with_phases(group, phases)
+    points = [(row.intensity or 1, row.executed_tflops or 1) for row in placed]
+    points += [(part.intensity or 1, part.executed_tflops or 1) for _, found in apart for part in placed_phases(found)]
+    axes = roof_axes(peak, ceilings.copy_bytes_per_s, points)
     figure = empty_figure("executed FLOP per byte", "executed TFLOP/s")
     figure.update_xaxes(range=[math.log10(end) for end in axes.intensity], dtick=1)
     figure.update_yaxes(range=[math.log10(end) for end in axes.tflops], dtick=1, exponentformat="none")
@@ -154,6 +171,8 @@ def roofline(group: Group, ceilings: Ceilings, look: Mapping[str, Style]) -> Dra
         if others:
             figure.add_trace(_roof_trace(curve, style, others, opacity=0.35, size=5))
         figure.add_trace(_roof_trace(curve, style, [row for row in members if row.case_id in ids], 0.9, 8))
+    for curve, found in apart:
+        figure.add_trace(phase_trace(curve, look[curve.label], found))
     invalid = [row for row in placed if not row.valid]
     if invalid:
         figure.add_trace(_invalid_trace(invalid))
@@ -161,7 +180,8 @@ def roofline(group: Group, ceilings: Ceilings, look: Mapping[str, Style]) -> Dra
         "roofline",
         "Roofline",
         "Every point with a time; small pale ones are slower choices of d_tile and chunk. Executed work, redundant "
-        "tiles included. A cross is above the roof: its time, its ledger or the ceiling is wrong.",
+        "tiles included. A cross is above the roof: its time, its ledger or the ceiling is wrong."
+        + (" Hollow: single phases, timed alone; those without matrix products have no place here." if apart else ""),
         figure,
     )
 

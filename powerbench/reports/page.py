@@ -23,13 +23,14 @@ from markupsafe import Markup
 
 from powerbench.crossover import context_text, percent_text
 from powerbench.reports.answers import Answer, Pair, answers, crossover_table, gaps, setting_names
-from powerbench.reports.cases import CaseTable, case_table
+from powerbench.reports.cases import CaseTable, case_table, phase_table
 from powerbench.reports.curves import Group, groups
 from powerbench.reports.figures import Drawn, draw
-from powerbench.reports.frames import tidy
+from powerbench.reports.frames import tidy, tidy_phases
+from powerbench.reports.phases import PhasesByCase, phase_rows
 from powerbench.reports.rows import Row, rows
-from powerbench.reports.show import si, significant
 from powerbench.reports.style import Style, styles
+from powerbench.reports.text import si, significant
 from powerbench.reports.tiles import TileMap, tile_maps
 from powerbench.results.model import Environment, Run
 from powerbench.roofline import Ceilings
@@ -70,6 +71,8 @@ class View:
     pairs: list[Pair]
     cases: CaseTable
     csv: str
+    phases: CaseTable | None  # None where no phase was timed
+    phases_csv: str
     environment: list[tuple[str, str]]
     ceilings: list[tuple[str, str]]
 
@@ -135,8 +138,9 @@ def _view(id: str, run: Run) -> View:
     found = groups(all_rows)
     look = styles(found)
     names = setting_names(found)
+    phases = phase_rows(run)
     sections = [
-        _section(f"{id}-{i}", name, group, look, run.ceilings)
+        _section(f"{id}-{i}", name, group, look, run.ceilings, phases)
         for i, (group, name) in enumerate(zip(found, names, strict=True), start=1)
     ]
     return View(
@@ -149,17 +153,21 @@ def _view(id: str, run: Run) -> View:
         pairs=crossover_table(run),
         cases=case_table(found),
         csv=tidy(run).to_csv(index=False, float_format="%.6g"),
+        phases=phase_table(found, phases) if phases else None,
+        phases_csv=tidy_phases(run).to_csv(index=False, float_format="%.6g"),
         environment=_environment(run),
         ceilings=_ceilings(run.ceilings),
     )
 
 
-def _section(id: str, name: str, group: Group, look: dict[str, Style], ceilings: Ceilings) -> Section:
+def _section(
+    id: str, name: str, group: Group, look: dict[str, Style], ceilings: Ceilings, phases: PhasesByCase
+) -> Section:
     return Section(
         name=name,
         group=group,
         look=[(curve.label, look[curve.label]) for curve in group.curves],
-        plots=[Plot(f"{id}-{drawn.name}", drawn) for drawn in draw(group, ceilings, look)],
+        plots=[Plot(f"{id}-{drawn.name}", drawn) for drawn in draw(group, ceilings, look, phases)],
         tiles=[(label, list(maps)) for label, maps in groupby(tile_maps(group.rows), key=lambda tiles: tiles.label)],
         gaps=gaps(group),
     )

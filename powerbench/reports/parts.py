@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 from powerbench.crossover import context_text, percent_text
 from powerbench.reports.curves import Curve, Group
 from powerbench.reports.rows import Row
-from powerbench.reports.show import si, significant
 from powerbench.reports.style import Style, context_ticks
+from powerbench.reports.text import si, significant
 
 Figure = Any  # plotly ships no types
 

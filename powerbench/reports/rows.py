@@ -73,10 +73,7 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     @property
     def spread(self) -> float | None:
         """The interval's larger half over the median: 0.02 reads as ± 2 %."""
-        if self.median_ms is None or self.interval_ms is None:
-            return None
-        low, high = self.interval_ms
-        return max(high - self.median_ms, self.median_ms - low) / self.median_ms
+        return relative_spread(self.median_ms, self.interval_ms)
 
 
 COLUMNS: tuple[str, ...] = tuple(field.encode_name for field in msgspec.structs.fields(Row))
@@ -96,6 +93,22 @@ def values(row: Row) -> list[object]:
 def trusted(all_rows: Iterable[Row]) -> list[Row]:
     """The rows whose time may be compared."""
     return [row for row in all_rows if row.valid]
+
+
+def relative_spread(median_ms: float | None, interval_ms: tuple[float, float] | None) -> float | None:
+    """An interval's larger half over its median; None where one of them is unknown."""
+    if median_ms is None or interval_ms is None:
+        return None
+    low, high = interval_ms
+    return max(high - median_ms, median_ms - low) / median_ms
+
+
+def above_roof(under: Roof | None) -> str | None:
+    """Why a time cannot be trusted; None where it can, or where nothing is known of it."""
+    if under is None or under.valid:
+        return None
+    share = percent_text(under.roof_fraction)
+    return f"above the roof: {share} of the measured ceiling; the ceiling, the ledger or the clock is wrong"
 
 
 def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
@@ -155,7 +168,4 @@ def _place(measurement: Measurement, time_ms: float | None, ceilings: Ceilings) 
 def _reason(measurement: Measurement, under: Roof | None) -> str | None:
     if measurement.status != "ok":
         return measurement.message or "no reason was recorded"
-    if under is not None and not under.valid:
-        share = percent_text(under.roof_fraction)
-        return f"above the roof: {share} of the measured ceiling; the ceiling, the ledger or the clock is wrong"
-    return measurement.message
+    return above_roof(under) or measurement.message

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 from rich import box
@@ -16,7 +16,16 @@ from rich.text import Text
 from powerbench.crossover import context_text, percent_text
 from powerbench.reports.answers import answers, setting_names
 from powerbench.reports.curves import Curve, Group, groups
+from powerbench.reports.phase_table import (
+    PHASE_LEGEND,
+    phase_cases,
+    phase_cells,
+    phase_columns,
+    phase_reasons,
+)
+from powerbench.reports.phases import PHASE_COLUMNS, PhasesByCase, curves_with_phases, phase_rows, phase_values
 from powerbench.reports.rows import Row, rows
+from powerbench.reports.text import Column, or_empty, printable, si, significant, telling
 from powerbench.results.model import Run
 
 FORMATS = ("table", "csv", "json", "markdown")
@@ -33,7 +42,8 @@ def render(run: Run, format: str, *, width: int = 100) -> str:
     """The run as text that ends in a newline; `width` in characters is for the table only.
 
     csv and json hold the tidy rows (`rows.Row`), missing values empty or null; table and markdown also say the
-    answers and why rows have no number. Raises ValueError for an unknown format.
+    answers, why rows have no number, and where the time of a call goes if its phases were timed. Raises ValueError for
+    an unknown format.
     """
     match format:
         case "table":
@@ -51,47 +61,59 @@ def render(run: Run, format: str, *, width: int = 100) -> str:
     raise ValueError(f"format has to be one of {', '.join(FORMATS)}, not {format!r}")
 
 
+def render_phases(run: Run, format: str) -> str:
+    """One row a phase (`phases.PHASE_COLUMNS`) as csv or json, ending in a newline; no rows where none was timed."""
+    if format == "csv":
+        from powerbench.reports.frames import tidy_phases  # noqa: PLC0415  as above
+
+        return tidy_phases(run).to_csv(index=False)
+    if format == "json":
+        found = [phase for phases in phase_rows(run).values() for phase in phases]
+        records = [dict(zip(PHASE_COLUMNS, phase_values(phase), strict=True)) for phase in found]
+        return msgspec.json.format(msgspec.json.encode(records), indent=2).decode() + "\n"
+    raise ValueError(f"format of the phases has to be csv or json, not {format!r}")
+
+
 def print_run(run: Run, console: Console) -> None:
     """The tables, why rows have no number, and the answers, for the terminal."""
-    found = groups(rows(run))
+    found, phases = groups(rows(run)), phase_rows(run)
     for group, name in zip(found, setting_names(found), strict=True):
         console.print(Text(printable(_title(group, name)), style="bold"))
         console.print(_rich_table(group))
         for reason in reasons(ordered(group)):
             console.print(Text(f"  {printable(reason)}", style="dim"))
         console.print()
+        if curves_with_phases(group, phases):
+            console.print(_rich_phases(group, phases))
+            for reason in phase_reasons(group, phases):
+                console.print(Text(f"  {printable(reason)}", style="dim"))
+            console.print()
     console.print(Text(LEGEND if found else EMPTY, style="dim"))
+    if phases:
+        console.print(Text(PHASE_LEGEND, style="dim"))
     for answer in answers(run):
         console.print()
         console.print(Text(printable(answer.text)))
 
 
-class Column(NamedTuple):
-    """A column of the tables: its heading and what it says of a row; empty text where there is nothing to say."""
-
-    heading: str
-    text: Callable[[Row], str]
-    is_number: bool = True
-
-
-def columns(group: Group) -> list[Column]:
+def columns(group: Group) -> list[Column[Row]]:
     """The columns that say something about these rows; what all rows share stands in the group's title."""
-    all_columns = [
+    all_columns: list[Column[Row]] = [
         Column("ctx", lambda row: context_text(row.ctx)),
         Column("batch", lambda row: str(row.batch) if group.workload.startswith("a ") else ""),
         Column("kernel", lambda row: row.kernel, is_number=False),
-        Column("p", lambda row: _text(row.p)),
-        Column("d_tile", lambda row: _text(row.d_tile)),
-        Column("chunk", lambda row: _text(row.chunk_size)),
-        Column("ms", lambda row: _text(row.median_ms, significant) if row.valid else _state(row)),
-        Column("±", lambda row: _text(row.spread, percent_text)),
-        Column("tokens/s", lambda row: _text(row.tokens_per_s, si)),
-        Column("TFLOP/s", lambda row: _text(row.useful_tflops, significant)),
-        Column("roof", lambda row: _text(row.roof_fraction, percent_text)),
+        Column("p", lambda row: or_empty(row.p)),
+        Column("d_tile", lambda row: or_empty(row.d_tile)),
+        Column("chunk", lambda row: or_empty(row.chunk_size)),
+        Column("ms", lambda row: or_empty(row.median_ms, significant) if row.valid else _state(row)),
+        Column("±", lambda row: or_empty(row.spread, percent_text)),
+        Column("tokens/s", lambda row: or_empty(row.tokens_per_s, si)),
+        Column("TFLOP/s", lambda row: or_empty(row.useful_tflops, significant)),
+        Column("roof", lambda row: or_empty(row.roof_fraction, percent_text)),
         Column("bound", lambda row: row.bound or "", is_number=False),
-        Column("error", lambda row: _text(row.error, lambda value: f"{value:.0e}")),
+        Column("error", lambda row: or_empty(row.error, lambda value: f"{value:.0e}")),
     ]
-    return [column for column in all_columns if any(column.text(row) for row in group.rows)]
+    return telling(all_columns, group.rows)
 
 
 def ordered(group: Group) -> list[Row]:
@@ -121,28 +143,16 @@ def reasons(all_rows: Iterable[Row]) -> list[str]:
     ]
 
 
-def significant(value: float) -> str:
-    """Three or four significant digits, never an exponent: 0.01234 -> 0.0123, 1234.5 -> 1234."""
-    for limit, digits in ((0.01, 5), (0.1, 4), (1, 3), (100, 2), (1000, 1)):
-        if value < limit:
-            return f"{value:.{digits}f}"
-    return f"{value:.0f}"
-
-
-def si(value: float, space: str = "") -> str:
-    """Three significant digits with a decimal unit: 1234567 -> 1.23M, or 1.23 M with a space."""
-    for unit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            scaled = value / unit
-            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f}{space}{suffix}"
-    return significant(value)
+def _empty_table(shown: Iterable[Column[Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for column in shown:
+        table.add_column(column.heading, justify="right" if column.is_number else "left", no_wrap=column.is_number)
+    return table
 
 
 def _rich_table(group: Group) -> Table:
     shown, best = columns(group), fastest(group)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for column in shown:
-        table.add_column(column.heading, justify="right" if column.is_number else "left", no_wrap=column.is_number)
+    table = _empty_table(shown)
     previous = None
     for row in ordered(group):
         if previous not in (None, row.ctx):
@@ -153,13 +163,23 @@ def _rich_table(group: Group) -> Table:
     return table
 
 
-def _cell(column: Column, row: Row, best: set[str]) -> str:
+def _rich_phases(group: Group, phases: PhasesByCase) -> Table:
+    shown = phase_columns(group, phases)
+    table = _empty_table(shown)
+    for case in phase_cases(group, phases):
+        table.add_section()
+        for phase, cells in zip(case, phase_cells(shown, case), strict=True):
+            table.add_row(*(Text(printable(cell)) for cell in cells), style="" if phase.valid else "dim")
+    return table
+
+
+def _cell(column: Column[Row], row: Row, best: set[str]) -> str:
     text = printable(column.text(row))
     return f"*{text}" if column.heading == "ms" and row.case_id in best else text
 
 
 def _render_markdown(run: Run) -> str:
-    found = groups(rows(run))
+    found, phases = groups(rows(run)), phase_rows(run)
     machine = run.header.environment
     lines = [f"**powerbench on {_markdown(machine.device)}** (`{printable(run.header.command).replace('`', '')}`)", ""]
     lines += [f"- {_markdown(answer.text)}" for answer in answers(run)]
@@ -167,13 +187,23 @@ def _render_markdown(run: Run) -> str:
     for group, name in zip(found, setting_names(found), strict=True):
         shown, best = columns(group), fastest(group)
         lines += ["", f"### {_markdown(_title(group, name))}", ""]
-        lines.append(_markdown_row([column.heading for column in shown]))
-        lines.append(_markdown_row(["---:" if column.is_number else ":---" for column in shown]))
-        for row in ordered(group):
-            lines.append(_markdown_row([_markdown(_cell(column, row, best)) for column in shown]))
-        lines += ["", *(f"- {_markdown(reason)}" for reason in reasons(ordered(group)))]
-    lines += ["", LEGEND.replace("*", r"\*") if found else EMPTY]
+        cells = [[_cell(column, row, best) for column in shown] for row in ordered(group)]
+        lines += [*_markdown_table(shown, cells), "", *(f"- {_markdown(reason)}" for reason in reasons(ordered(group)))]
+        if curves_with_phases(group, phases):
+            parts = phase_columns(group, phases)
+            cells = [line for case in phase_cases(group, phases) for line in phase_cells(parts, case)]
+            lines += ["", *_markdown_table(parts, cells), ""]
+            lines += [f"- {_markdown(reason)}" for reason in phase_reasons(group, phases)]
+    lines += ["", LEGEND.replace("*", r"\*") if found else EMPTY, *([PHASE_LEGEND] if phases else [])]
     return "\n".join(lines) + "\n"
+
+
+def _markdown_table(shown: Sequence[Column[Any]], cells: Iterable[Sequence[str]]) -> list[str]:
+    return [
+        _markdown_row([column.heading for column in shown]),
+        _markdown_row(["---:" if column.is_number else ":---" for column in shown]),
+        *(_markdown_row([_markdown(cell) for cell in line]) for line in cells),
+    ]
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -195,12 +225,3 @@ def _title(group: Group, name: str) -> str:
 
 def _state(row: Row) -> str:
     return "invalid" if row.status == "ok" and not row.valid else ("note" if row.valid else row.status)
-
-
-def _text(value: float | None, form: Callable[[float], str] = str) -> str:
-    return "" if value is None else form(value)
-
-
-def printable(text: str) -> str:
-    """Text without control characters: a run file from elsewhere must not move the cursor."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)

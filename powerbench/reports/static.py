@@ -14,9 +14,17 @@ from matplotlib.figure import Figure
 from powerbench.crossover import context_text
 from powerbench.reports.answers import setting_names
 from powerbench.reports.curves import SOFTMAX, Curve, Group, best_of, by_time, groups
+from powerbench.reports.phases import (
+    PhaseRow,
+    PhasesByCase,
+    curves_with_phases,
+    phase_names,
+    phase_rows,
+    placed_phases,
+)
 from powerbench.reports.rows import Row, rows
-from powerbench.reports.show import printable, si, significant
-from powerbench.reports.style import Style, context_ticks, roof_axes, styles
+from powerbench.reports.style import Style, context_ticks, roof_axes, styles, tint
+from powerbench.reports.text import printable, si, significant
 from powerbench.reports.tiles import TileMap, tile_maps
 from powerbench.results.model import Run
 from powerbench.roofline import Ceilings
@@ -40,10 +48,10 @@ def write_static(runs: Sequence[Run], folder: Path) -> list[Path]:
 
 def _write_run(run: Run, folder: Path, prefix: str) -> list[Path]:
     found = groups(rows(run))
-    look = styles(found)
+    look, phases = styles(found), phase_rows(run)
     written = []
     for group, name in zip(found, setting_names(found), strict=True):
-        for kind, figure in _figures(group, name, run.ceilings, look):
+        for kind, figure in _figures(group, name, run.ceilings, look, phases):
             for suffix in FORMATS:
                 path = folder / f"{prefix}{_slug(name)}-{kind}.{suffix}"
                 figure.savefig(path, dpi=200, metadata={"Date": None} if suffix == "svg" else None)
@@ -51,7 +59,9 @@ def _write_run(run: Run, folder: Path, prefix: str) -> list[Path]:
     return written
 
 
-def _figures(group: Group, name: str, ceilings: Ceilings, look: Mapping[str, Style]) -> list[tuple[str, Figure]]:
+def _figures(
+    group: Group, name: str, ceilings: Ceilings, look: Mapping[str, Style], phases: PhasesByCase
+) -> list[tuple[str, Figure]]:
     if not group.curves:
         return []
     best = best_of(group.curves, SOFTMAX)
@@ -70,7 +80,9 @@ def _figures(group: Group, name: str, ceilings: Ceilings, look: Mapping[str, Sty
     if len(best) > 1:
         drawn.append(("speedup", _over_context(group, name, "times as fast as the best softmax", ratio, look)))
     if any(row.roof_fraction is not None for row in group.rows):
-        drawn.append(("roofline", _roofline(group, name, ceilings, look)))
+        drawn.append(("roofline", _roofline(group, name, ceilings, look, phases)))
+    for curve, members in curves_with_phases(group, phases):
+        drawn.append((f"phases-{_slug(curve.label)}", _phase_bars(curve, members, name, look[curve.label])))
     for label, maps in groupby(tile_maps(group.rows), key=lambda tiles: tiles.label):
         drawn.append((f"tiles-{_slug(label)}", _tiles(list(maps), f"{label}: {name}")))
     return drawn
@@ -124,11 +136,13 @@ def _add_intervals(axes: Axes, curve: Curve, style: Style) -> None:
             axes.vlines(row.ctx, *row.interval_ms, color=style.color, linewidth=1)
 
 
-def _roofline(group: Group, name: str, ceilings: Ceilings, look: Mapping[str, Style]) -> Figure:
+def _roofline(group: Group, name: str, ceilings: Ceilings, look: Mapping[str, Style], phases: PhasesByCase) -> Figure:
     peak = ceilings.matmul_flops_per_s[group.setting.dtype] / 1e12
     placed = [(row, row.intensity, row.executed_tflops) for row in group.rows]
     points = [(row, x, y) for row, x, y in placed if x and y]
-    limits = roof_axes(peak, ceilings.copy_bytes_per_s, [(x, y) for _, x, y in points])
+    apart = [(curve, placed_phases(members)) for curve, members in curves_with_phases(group, phases)]
+    parts = [(phase.intensity or 1, phase.executed_tflops or 1) for _, members in apart for phase in members]
+    limits = roof_axes(peak, ceilings.copy_bytes_per_s, [*((x, y) for _, x, y in points), *parts])
     figure, axes = _log_log(name, "executed FLOP per byte", "executed TFLOP/s")
     low, high = limits.intensity
     axes.plot([low, limits.ridge, high], [low * ceilings.copy_bytes_per_s / 1e12, peak, peak], color="0.4")
@@ -141,11 +155,43 @@ def _roofline(group: Group, name: str, ceilings: Ceilings, look: Mapping[str, St
             axes.plot(
                 *zip(*own, strict=True), style.marker[1], color=style.color, label=_plain(curve.label), markersize=4
             )
+    for curve, members in apart:
+        _add_phases(axes, curve, members, look[curve.label])
     invalid = [(x, y) for row, x, y in points if not row.valid]
     if invalid:
         axes.plot(*zip(*invalid, strict=True), "x", color="#D00000", label="above the roof: invalid")
     axes.set_xlim(*limits.intensity)
     axes.set_ylim(*limits.tflops)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
+    return figure
+
+
+def _add_phases(axes: Axes, curve: Curve, members: Sequence[PhaseRow], style: Style) -> None:
+    """Hollow points, those of the longest context with their names."""
+    longest = max((phase.case.ctx for phase in members), default=0)
+    for phase in members:
+        x, y = phase.intensity or 1, phase.executed_tflops or 1
+        axes.plot(x, y, style.marker[1], color=style.color, markerfacecolor="none", markersize=3, markeredgewidth=0.7)
+        if phase.case.ctx == longest:
+            axes.annotate(_plain(phase.phase), (x, y), xytext=(4, -2), textcoords="offset points", fontsize=6)
+
+
+def _phase_bars(curve: Curve, points: Sequence[Sequence[PhaseRow]], name: str, style: Style) -> Figure:
+    """A bar for each context, made of the phases' shares of the whole call's time."""
+    figure, axes = _log_log(f"{curve.label}: {name}", "share of the whole call's time (%)", "")
+    axes.set_xscale("linear")
+    axes.set_yscale("linear")
+    ends = [0.0] * len(points)
+    for number, phase in enumerate(phase_names(points)):
+        shares = [next((100 * (m.share or 0) for m in members if m.phase == phase), 0.0) for members in points]
+        color = tint(style.color, number)
+        axes.barh(range(len(points)), shares, left=ends, label=_plain(phase), color=color, edgecolor="white")
+        ends = [end + share for end, share in zip(ends, shares, strict=True)]
+    axes.axvline(100, color="0.4")
+    axes.set_axisbelow(True)
+    axes.set_yticks(range(len(points)), [context_text(members[0].case.ctx) for members in points])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
     figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     return figure
 

@@ -46,6 +46,17 @@ def styles(found: Sequence[Group]) -> dict[str, Style]:
     }
 
 
+# How much of a contestant's colour its first, second ... phase has: neighbours differ, in a print in grey too.
+_STRENGTHS = (1.0, 0.4, 0.75, 0.2, 0.9, 0.3, 0.6, 0.12)
+
+
+def tint(color: str, number: int) -> str:
+    """A contestant's colour (#rrggbb) for the phase of this number, mixed with white."""
+    strength = _STRENGTHS[number % len(_STRENGTHS)]
+    parts = (round(255 - strength * (255 - int(color[i : i + 2], 16))) for i in (1, 3, 5))
+    return f"#{''.join(f'{part:02x}' for part in parts)}"
+
+
 def context_ticks(contexts: Iterable[int]) -> tuple[list[int], list[str]]:
     """Ticks for a logarithmic context axis: the measured contexts, or powers of two where those are too many."""
     ticks = sorted(set(contexts))

@@ -1,7 +1,7 @@
 """What a run file holds: one header, then one measurement a line. Raw samples only; statistics are computed on reading.
 
 Schema history
-    1   first version
+    1   first version; since then `phases` of a measurement, which earlier readers ignore
 """
 
 from __future__ import annotations
@@ -47,12 +47,24 @@ class Header(msgspec.Struct, frozen=True, tag="header", tag_field="type"):
     ceilings: Ceilings
 
 
+class Phase(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One launch of an operator timed alone: milliseconds of single calls, by the timer of the measurement it is in.
+
+    Without samples, `message` says why. `name` is that of its launch, whose cost is its work.
+    """
+
+    name: str
+    samples_ms: tuple[float, ...] = ()
+    message: str | None = None
+
+
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="measurement", tag_field="type"):
     """One case and what came of it. Samples exist only where `status` is ok.
 
     samples_ms are wall or device milliseconds of single calls, in the order taken, as `timer` says. `error` is the
     largest relative error against the float64 reference over the sampled rows, `tolerance` what was allowed.
-    `message` says why where the status is not ok.
+    `message` says why where the status is not ok. `phases`, where they were asked for and the kernel can be taken
+    apart, are launches timed one by one after the whole call, in the order of `launches`.
     """
 
     case: Case
@@ -65,6 +77,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     peak_memory_bytes: int | None = None
     config: dict[str, str] = {}
     message: str | None = None
+    phases: tuple[Phase, ...] = ()
 
     @property
     def case_id(self) -> str:

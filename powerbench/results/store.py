@@ -234,10 +234,21 @@ def _parse_line(path: Path, number: int, line: bytes) -> Measurement | CeilingsA
 
 
 def _fault(measurement: Measurement) -> str | None:
-    """What contradicts the model's promise: samples exist, positive and finite, exactly where the status is ok."""
+    """What contradicts the model's promise: samples exist, positive and finite, exactly where the status is ok.
+
+    A phase, which only such a case has, holds either samples or why there are none.
+    """
     if (measurement.status == "ok") != bool(measurement.samples_ms):
         return f"status {measurement.status} with {len(measurement.samples_ms)} samples"
-    if not all(0 < sample < math.inf for sample in measurement.samples_ms):
+    if measurement.phases and measurement.status != "ok":
+        return f"status {measurement.status} with {len(measurement.phases)} phases"
+    for phase in measurement.phases:
+        if bool(phase.samples_ms) != (phase.message is None):
+            return f"phase {phase.name!r} has to hold either samples or a message"
+    if len({phase.name for phase in measurement.phases}) < len(measurement.phases):
+        return "two phases have the same name"
+    parts = (measurement.samples_ms, *(phase.samples_ms for phase in measurement.phases))
+    if not all(0 < sample < math.inf for samples in parts for sample in samples):
         return "a sample is not a positive, finite time"
     if not all(value is None or math.isfinite(value) for value in (measurement.error, measurement.tolerance)):
         return "error and tolerance have to be finite"

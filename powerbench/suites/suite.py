@@ -73,9 +73,9 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
         parsed = {key: _parse(key, value, f"--{key.replace('_', '-')}") for key, value in selectors.items()}
         if "batch" in parsed and "tokens" in parsed:
             raise SelectorError("--batch and --tokens exclude each other: one keeps B, the other B*T constant")
-        for given, other in (("batch", "tokens"), ("tokens", "batch")):
-            if given in parsed:
-                parsed[other] = None
+        given = parsed.keys() & {"batch", "tokens"}
+        if given:
+            parsed |= dict.fromkeys({"batch", "tokens"} - given)  # the suite's own must not outlive its opposite
         return msgspec.structs.replace(self, **{"pass_" if key == "pass" else key: v for key, v in parsed.items()})
 
     def on(self, device_type: str) -> Suite:

@@ -10,18 +10,25 @@ from powerbench.kernels.power.feature_map import d_tiles, tspow_dim
 class _Sizes(NamedTuple):
     """`d_tile` is a wish: the largest divisor of the head dimension up to it is taken (p = 1 has no tiles).
 
-    `attention_share`: one chunk up to this share of the length at which both forms multiply equally much.
+    `wide_chunk_size` is the chunk where a head dimension is above 64. `attention_share`: one chunk up to this share of
+    the length at which both forms multiply equally much.
     """
 
     d_tile: int
     chunk_size: int
+    wide_chunk_size: int
     attention_share: float = 0.5
 
 
-# Measured on an H200 in bfloat16, forward, gated, for p = 1 at head dimension 64 and p = 2 at 64 and 128
-# (docs/kernel-notes.md); p = 3 and 4 take over the share of p = 2. It is above 1 because attention runs nearer to the
-# roof of the tensor cores than the state's phases do.
-_CUDA = {1: _Sizes(256, 128), 2: _Sizes(16, 2048, 1.6), 3: _Sizes(8, 2048, 1.6), 4: _Sizes(4, 4096, 1.6)}
+# Measured on an H200 in bfloat16, gated, forward and forward + backward, for p = 1 at head dimension 64, p = 2 at 64
+# and 128, p = 3 at 32 (docs/kernel-notes.md); p = 4 takes over the share of p = 2. It is above 1 because attention runs
+# nearer to the roof of the tensor cores than the state's phases do.
+_CUDA = {
+    1: _Sizes(256, 128, 128),
+    2: _Sizes(8, 1024, 2048, 1.6),
+    3: _Sizes(8, 4096, 4096, 1.6),
+    4: _Sizes(4, 4096, 4096, 1.6),
+}
 
 # Measured on one core of an AMD EPYC (Zen 5, torch 2.13), forward, gated, T = 4096 or 8192, float32 and bfloat16, best
 # of five, over d_tile 2 to 32 and chunks of 64 to 1024, for p = 1 at head dimension 64; p = 2 at 32, 64, 128; p = 3 at
@@ -29,7 +36,7 @@ _CUDA = {1: _Sizes(256, 128), 2: _Sizes(16, 2048, 1.6), 3: _Sizes(8, 2048, 1.6),
 # The like of it on another machine:
 #   powerbench sweep --kernels power-torch --device cpu --heads 1 --kv-heads 1 --p 2 --head-dim 64 --ctx 8k \
 #     --d-tile 4,8,16,32 --chunk 256,512,1024
-_CPU = {1: _Sizes(256, 256), 2: _Sizes(8, 512), 3: _Sizes(2, 512), 4: _Sizes(2, 1024)}
+_CPU = {1: _Sizes(256, 256, 256), 2: _Sizes(8, 512, 512), 3: _Sizes(2, 512, 512), 4: _Sizes(2, 1024, 1024)}
 
 
 def choose(
@@ -56,5 +63,6 @@ def choose(
     if chunk_size is None:
         equal = 4 * tspow_dim(head_dim, p, d_tile) * value_dim / (head_dim + value_dim)
         short = seqlen <= sizes.attention_share * equal and not streaming
-        chunk_size = seqlen if short else sizes.chunk_size
+        wide = max(head_dim, value_dim) > 64
+        chunk_size = seqlen if short else sizes.wide_chunk_size if wide else sizes.chunk_size
     return chunk_size, d_tile

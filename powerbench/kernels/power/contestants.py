@@ -9,13 +9,11 @@ import torch
 
 from powerbench._version import __version__
 from powerbench.cost import Launch
-from powerbench.kernels.kernel import Forward, Inputs, Kernel
-from powerbench.kernels.ledger import Tile
+from powerbench.kernels.kernel import Forward, Inputs, Kernel, Phases
 from powerbench.kernels.packages import NEEDS_CUDA, installed_version
-from powerbench.kernels.power import tiling
+from powerbench.kernels.power import cost, tiling, triton_cost
 from powerbench.kernels.power.choose import choose
-from powerbench.kernels.power.cost import Execution, backward_launches, chunk_lengths, forward_launches
-from powerbench.kernels.power.feature_map import d_tiles, spow_dim, tspow_dim
+from powerbench.kernels.power.feature_map import d_tiles, spow_dim
 from powerbench.kernels.power.op import MAX_DEGREE, normalized_by_default, power_attention
 from powerbench.kernels.power.reference import attention_rows
 from powerbench.kernels.power.torch_backend import ATTENTION_BLOCK
@@ -40,6 +38,7 @@ def contestant(name: str, family: str, summary: str, backend: Backend, degree: i
         reference=_reference,
         launches=partial(_launches, backend),
         workspace_bytes=partial(_workspace_bytes, backend),
+        phases=_triton_phases if backend == "triton" else None,
     )
 
 
@@ -73,8 +72,6 @@ def _unsupported(backend: Backend, case: Case, device_type: str) -> str | None:
         return NEEDS_CUDA
     if _triton_version() is None:
         return "triton is not installed (pip install powerbench[gpu])"
-    if case.pass_ != "fwd":
-        return "the Triton kernels have no backward pass yet; power-torch has one"
     if problem.dtype == "fp64":
         return "the Triton kernels take bf16, fp16 and fp32"
     try:
@@ -102,76 +99,23 @@ def _reference(case: Case, inputs: Inputs, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _launches(backend: Backend, case: Case) -> tuple[Launch, ...]:
-    execution = (_torch_execution if backend == "torch" else _triton_execution)(case)
-    forward = forward_launches(case.problem, case.params, execution)
-    backward = backward_launches(case.problem, case.params, execution)
-    return {"fwd": forward, "bwd": backward, "fwd+bwd": forward + backward}[case.pass_]
-
-
-def _torch_execution(case: Case) -> Execution:
-    """As `torch_backend` runs: a column of ones beside v where there is a denominator, states carried in float32."""
-    problem, (p, d_tile, _) = case.problem, _resolved(case)
-    columns = problem.value_dim + normalized_by_default(p)
-    elements = tspow_dim(problem.head_dim, p, d_tile) * columns
-    return Execution(
-        attention_tile=Tile(ATTENTION_BLOCK, 1, padded=False),
-        attention_columns=columns,
-        update_products=elements,
-        query_products=elements,
-        state_elements=elements,
-        carried_bytes=8 if problem.dtype == "fp64" else 4,
-        update_tokens=1,
-        query_tokens=1,
-    )
-
-
-def _triton_execution(case: Case) -> Execution:
-    """As `triton_backend` runs: the denominator from a state of degree p - 1 against k, states carried as operands."""
-    problem, (p, d_tile, chunk_size) = case.problem, _resolved(case)
-    d, e, itemsize = problem.head_dim, problem.value_dim, problem.itemsize
-    sizes = d, e, min(chunk_size, problem.seqlen), itemsize
-    attention, update, query = (
-        tiles(*sizes) for tiles in (tiling.attention_tiles, tiling.update_tiles, tiling.query_tiles)
-    )
-    parts = [(p, e), (p - 1, d)] if normalized_by_default(p) else [(p, e)]  # (degree, width of the values)
-
-    def products(rows: int) -> int:
-        return sum(tiling.executed_rows(d, degree, d_tile, rows) * width for degree, width in parts)
-
-    return Execution(
-        attention_tile=Tile(attention.tokens, attention.rows, padded=True),
-        attention_columns=e,
-        update_products=products(update.rows),
-        query_products=products(query.rows),
-        state_elements=sum(tspow_dim(d, degree, d_tile) * width for degree, width in parts),
-        carried_bytes=4 if problem.dtype == "fp32" else 2,
-        update_tokens=update.tokens,
-        query_tokens=query.tokens,
-    )
-
-
-def _resolved(case: Case) -> tuple[int, int, int]:
-    params = case.params
-    assert params.p
-    assert params.d_tile
-    assert params.chunk_size
-    return params.p, params.d_tile, params.chunk_size
+    normalize = normalized_by_default(case.params.p or 1)
+    if backend == "triton":
+        return triton_cost.launches(case, normalize)
+    return cost.launches(case, ATTENTION_BLOCK, normalize)
 
 
 def _workspace_bytes(backend: Backend, case: Case) -> int:
-    """Rough: chunk states and, for PyTorch, phi of one chunk; for Triton, partial results in float32."""
-    problem, (p, d_tile, chunk_size) = case.problem, _resolved(case)
-    execution = (_torch_execution if backend == "torch" else _triton_execution)(case)
-    full, _, _ = chunk_lengths(problem.seqlen, chunk_size)
-    state = problem.batch * problem.kv_heads * execution.state_elements
+    normalize = normalized_by_default(case.params.p or 1)
     if backend == "triton":
-        partial = problem.tokens * problem.heads * (problem.value_dim + 1) * 4
-        return full * state * (4 + execution.carried_bytes) + (partial if full else 0)
-    rows = tspow_dim(problem.head_dim, p, d_tile) if full else 0
-    phi = problem.batch * problem.heads * chunk_size * rows * problem.itemsize
-    weights = problem.batch * problem.heads * ATTENTION_BLOCK * chunk_size * 4
-    one_chunk = 2 * phi + 3 * weights + 3 * state * 4
-    return one_chunk + (0 if case.pass_ == "fwd" else 3 * one_chunk + full * state * 4)
+        return triton_cost.workspace_bytes(case, normalize)
+    return cost.workspace_bytes(case, ATTENTION_BLOCK, normalize)
+
+
+def _triton_phases(case: Case, inputs: Inputs) -> Phases:
+    from powerbench.kernels.power.phases import triton_phases  # noqa: PLC0415  triton is optional
+
+    return triton_phases(case, inputs, normalized_by_default(case.params.p or 1))
 
 
 POWER_KERNELS = (

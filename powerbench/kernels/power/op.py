@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from contextlib import nullcontext
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from powerbench.kernels.power import tiling
 from powerbench.kernels.power.choose import choose
 from powerbench.kernels.power.feature_map import d_tiles, spow_dim, tspow_dim
 from powerbench.kernels.power.state import PowerState
-from powerbench.kernels.power.torch_backend import needs_grad, torch_forward
+from powerbench.kernels.power.torch_backend import torch_forward
 
 __all__ = ["MAX_DEGREE", "PowerState", "normalized_by_default", "power_attention"]
 
@@ -68,12 +69,25 @@ def power_attention(
             whose weights are all zero (a query orthogonal to every key) is 0 / 0 = nan.
         initial_state: what came before, as returned by an earlier call with the same p and d_tile.
         return_state: also return the state after the last token.
-        backend: "torch" (any device, differentiable), "triton" (CUDA, no gradients yet), or "auto": Triton where
-            it can serve the call (CUDA, no gradient wanted, head dimensions it has kernels for), else PyTorch.
+        backend: "torch" (any device), "triton" (CUDA), or "auto": Triton where it can serve the call (CUDA, head
+            dimensions it has kernels for, not float64), else PyTorch. Both are differentiable.
 
     Returns:
         y [B, T, H, e] in q's dtype; with `return_state`, (y, PowerState). Differentiable in q, k, v, log_g and
-        initial_state, through y and through the state.
+        initial_state, through y and through the state; by the Triton backend once, by PyTorch's any number of times.
+
+    Memory. Where an input requires grad, inputs, outputs and the state that comes into each chunk are kept for the
+    backward pass: a state is about D (e + p) elements a key/value head, in bfloat16 (float32 for float32 inputs, and
+    always in the torch backend). At p = 2, d = e = 64, d_tile = 16 and chunks of 2048 that is 164 bytes a token and
+    head in bfloat16, where q, k, v and y have 512. The Triton backend also keeps the denominators, 4 bytes a row.
+    torch.utils.checkpoint keeps the inputs alone. Without gradients nothing is kept.
+
+    Autocast. Under torch.autocast q, k, v are cast to its dtype, and log_g to float32; float64 is left alone, as
+    autocast does everywhere. The operator itself runs with autocast off.
+
+    The Triton backend never waits for the device, gives the same bits every time, and is one operator to torch.compile.
+    CUDA graphs can capture it, forward and backward, after one call of the same sizes outside: that call compiles the
+    kernels and copies small tables to the device.
 
     Accuracy of the torch backend: relative error (Frobenius norm) against float64, standard normal inputs, T = 4096,
     p = 1 to 4, at most 3.6e-3 for bfloat16, 2.1e-4 for float16 (the rounding of y), 3.1e-7 for float32. States are
@@ -83,41 +97,51 @@ def power_attention(
     Raises:
         ValueError: names the argument that is wrong, what it was and what is allowed.
     """
+    cast = isinstance(q, Tensor) and _under_autocast(q.device.type)
+    if cast:
+        low = torch.get_autocast_dtype(q.device.type)
+        q, k, v, log_g = _cast(q, low), _cast(k, low), _cast(v, low), _cast(log_g, torch.float32)
     _check_tensors(q, k, v, log_g)
-    _check_options(p, q.shape[-1], chunk_size=chunk_size, d_tile=d_tile, scale=scale, normalize=normalize)
+    # Numbers to torch.compile, which leaves B, T and H open: these choose the kernels.
+    d, e = operator.index(q.shape[-1]), operator.index(v.shape[-1])
+    _check_options(p, d, chunk_size=chunk_size, d_tile=d_tile, scale=scale, normalize=normalize)
+    p, d_tile = operator.index(p), None if d_tile is None else operator.index(d_tile)
     streaming = initial_state is not None or return_state
-    chunk_size, d_tile = choose(
-        p, q.shape[-1], v.shape[-1], q.shape[1], q.device.type, chunk_size, d_tile, streaming=streaming
-    )
+    chunk_size, d_tile = choose(p, d, e, q.shape[1], q.device.type, chunk_size, d_tile, streaming=streaming)
     if initial_state is not None:
-        _check_state(initial_state, q, k, v, tspow_dim(q.shape[-1], p, d_tile))
-    gradients = needs_grad(q, k, v, log_g, initial_state)
-    forward = _triton_forward() if _use_triton(backend, q, v, gradients) else torch_forward
-    y, state = forward(
-        q, k, v, log_g,
-        p=p,
-        chunk_size=chunk_size,
-        d_tile=d_tile,
-        scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
-        normalize=normalized_by_default(p) if normalize is None else normalize,
-        initial_state=initial_state,
-        return_state=return_state,
-    )  # fmt: skip
+        _check_state(initial_state, q, k, v, tspow_dim(d, p, d_tile))
+    forward = _triton_attention() if _use_triton(backend, q, v) else torch_forward
+    with torch.autocast(q.device.type, enabled=False) if cast else nullcontext():
+        y, state = forward(
+            q, k, v, log_g,
+            p=p,
+            chunk_size=chunk_size,
+            d_tile=d_tile,
+            scale=d**-0.5 if scale is None else float(scale),
+            normalize=normalized_by_default(p) if normalize is None else normalize,
+            initial_state=initial_state,
+            return_state=return_state,
+        )  # fmt: skip
     return y if state is None else (y, state)
 
 
-def _use_triton(backend: str, q: Tensor, v: Tensor, gradients: bool) -> bool:
+def _under_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def _cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """As autocast casts: floating-point tensors other than float64."""
+    eligible = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+    return x.to(dtype) if eligible else x
+
+
+def _use_triton(backend: str, q: Tensor, v: Tensor) -> bool:
     """Which backend runs; ValueError when the one that was asked for cannot."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend is {backend!r}; allowed are {', '.join(get_args(Backend))}")
     if backend == "auto":
         sizes = q.shape[-1] in tiling.HEAD_DIMS and v.shape[-1] in tiling.HEAD_DIMS and q.dtype != torch.float64
-        return q.is_cuda and sizes and not gradients and _has_triton()
-    if backend == "triton" and gradients:
-        raise ValueError(
-            'backend is "triton", which has no backward pass yet, and an input requires grad; use backend="torch", or '
-            "call it under torch.no_grad()"
-        )
+        return q.is_cuda and sizes and _has_triton()
     if backend == "triton" and not _has_triton():
         raise ValueError('backend is "triton", and triton is not installed (pip install powerbench[gpu])')
     if backend == "triton" and not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
@@ -128,85 +152,86 @@ def _use_triton(backend: str, q: Tensor, v: Tensor, gradients: bool) -> bool:
     return backend == "triton"
 
 
-@lru_cache(maxsize=1)
+@torch.compiler.assume_constant_result  # torch.compile cannot trace the search for a package, and need not
 def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def _triton_forward() -> Callable[..., tuple[Tensor, PowerState | None]]:
-    from powerbench.kernels.power.triton_backend import triton_forward  # noqa: PLC0415  triton is optional
+def _triton_attention() -> Callable[..., tuple[Tensor, PowerState | None]]:
+    from powerbench.kernels.power.triton_op import triton_attention  # noqa: PLC0415  triton is optional
 
-    return triton_forward
+    return triton_attention
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> None:
     """Shapes, dtypes and devices of the inputs."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        _require(isinstance(tensor, Tensor), f"{name} is {type(tensor).__name__}; it must be a tensor")
+        isinstance(tensor, Tensor) or _refuse(f"{name} is {type(tensor).__name__}; it must be a tensor")
         four = tensor.ndim == 4 and tensor.numel() > 0
-        _require(four, f"{name} is {_shape(tensor)}; it must be [batch, time, heads, dim], with no size zero")
+        four or _refuse(f"{name} is {_shape(tensor)}; it must be [batch, time, heads, dim], with no size zero")
     B, T, H, d = q.shape
     Hk, e = k.shape[2], v.shape[3]
-    _require(q.dtype in DTYPES, f"q is {q.dtype}; allowed are {', '.join(map(str, DTYPES))}")
-    _require(k.shape == (B, T, Hk, d), f"k is {_shape(k)}; with q {_shape(q)} it must be [{B}, {T}, kv_heads, {d}]")
-    _require(H % Hk == 0, f"k has {Hk} heads; the number must divide q's {H} heads")
-    _require(v.shape == (B, T, Hk, e), f"v is {_shape(v)}; with k {_shape(k)} it must be [{B}, {T}, {Hk}, value_dim]")
+    q.dtype in DTYPES or _refuse(f"q is {q.dtype}; allowed are {', '.join(map(str, DTYPES))}")
+    k.shape == (B, T, Hk, d) or _refuse(f"k is {_shape(k)}; with q {_shape(q)} it must be [{B}, {T}, kv_heads, {d}]")
+    H % Hk == 0 or _refuse(f"k has {Hk} heads; the number must divide q's {H} heads")
+    v.shape == (B, T, Hk, e) or _refuse(f"v is {_shape(v)}; with k {_shape(k)} it must be [{B}, {T}, {Hk}, value_dim]")
     for name, tensor in (("k", k), ("v", v)):
-        _require(tensor.dtype == q.dtype, f"{name} is {tensor.dtype}; it must be q's dtype, {q.dtype}")
-        _require(tensor.device == q.device, f"{name} is on {tensor.device}; it must be on q's device, {q.device}")
+        tensor.dtype == q.dtype or _refuse(f"{name} is {tensor.dtype}; it must be q's dtype, {q.dtype}")
+        tensor.device == q.device or _refuse(f"{name} is on {tensor.device}; it must be on q's device, {q.device}")
     if log_g is None:
         return
-    _require(isinstance(log_g, Tensor), f"log_g is {type(log_g).__name__}; it must be a tensor, or None for no gates")
-    _require(log_g.shape == (B, T, Hk), f"log_g is {_shape(log_g)}; with k {_shape(k)} it must be [{B}, {T}, {Hk}]")
+    isinstance(log_g, Tensor) or _refuse(f"log_g is {type(log_g).__name__}; it must be a tensor, or None for no gates")
+    log_g.shape == (B, T, Hk) or _refuse(f"log_g is {_shape(log_g)}; with k {_shape(k)} it must be [{B}, {T}, {Hk}]")
     allowed = (torch.float32, torch.float64) if q.dtype == torch.float64 else (torch.float32,)
-    _require(log_g.dtype in allowed, f"log_g is {log_g.dtype}; with {q.dtype} q it must be {_either(allowed)}")
-    _require(log_g.device == q.device, f"log_g is on {log_g.device}; it must be on q's device, {q.device}")
+    log_g.dtype in allowed or _refuse(f"log_g is {log_g.dtype}; with {q.dtype} q it must be {_either(allowed)}")
+    log_g.device == q.device or _refuse(f"log_g is on {log_g.device}; it must be on q's device, {q.device}")
 
 
 def _check_options(
     p: int, d: int, *, chunk_size: int | None, d_tile: int | None, scale: float | None, normalize: bool | None
 ) -> None:
     """Everything that is not a tensor and does not depend on a backend."""
-    _require(_is_int(p) and p >= 1, f"p is {p!r}; it must be an integer from 1 to {MAX_DEGREE}")
-    if p > MAX_DEGREE:
-        raise ValueError(
-            f"p is {p}; it must be from 1 to {MAX_DEGREE}: at head dimension {d} a state of degree {p} would have "
-            f"{spow_dim(d, p):,} rows a head"
-        )
+    (_is_int(p) and p >= 1) or _refuse(f"p is {p!r}; it must be an integer from 1 to {MAX_DEGREE}")
+    p <= MAX_DEGREE or _refuse(
+        f"p is {p}; it must be from 1 to {MAX_DEGREE}: at head dimension {d} a state of degree {p} would have "
+        f"{spow_dim(d, p):,} rows a head"
+    )
     whole = chunk_size is None or (_is_int(chunk_size) and chunk_size >= 1)
-    _require(whole, f"chunk_size is {chunk_size!r}; it must be an integer of at least 1, or None")
-    divides = d_tile is None or (_is_int(d_tile) and d_tile in d_tiles(d))
-    listed = ", ".join(map(str, d_tiles(d)))
-    _require(divides, f"d_tile is {d_tile!r}; for head dimension {d} it must be one of {listed}, or None")
+    whole or _refuse(f"chunk_size is {chunk_size!r}; it must be an integer of at least 1, or None")
+    divides = d_tile is None or (_is_int(d_tile) and d_tile >= 1 and d % d_tile == 0)
+    divides or _refuse(
+        f"d_tile is {d_tile!r}; for head dimension {d} it must be one of {', '.join(map(str, d_tiles(d)))}, or None"
+    )
     number = scale is None or (isinstance(scale, int | float) and 0 < scale < math.inf)
-    _require(number, f"scale is {scale!r}; it must be a positive, finite number, or None for 1 / sqrt(d)")
+    number or _refuse(f"scale is {scale!r}; it must be a positive, finite number, or None for 1 / sqrt(d)")
     known = normalize is None or isinstance(normalize, bool)
-    _require(known, f"normalize is {normalize!r}; it must be True, False, or None for the default of p")
+    known or _refuse(f"normalize is {normalize!r}; it must be True, False, or None for the default of p")
     odd = bool(normalize) and not normalized_by_default(p)
-    _require(not odd, f"normalize is True with p = {p}; odd powers can sum to zero: only even p can be normalised")
+    if odd:
+        _refuse(f"normalize is True with p = {p}; odd powers can sum to zero: only even p can be normalised")
 
 
 def _check_state(state: PowerState, q: Tensor, k: Tensor, v: Tensor, dim: int) -> None:
     """The state that comes in, against what p, d_tile and the inputs make of it."""
-    _require(
-        isinstance(state, PowerState), f"initial_state is {type(state).__name__}; it must be a PowerState(s, z) or None"
+    isinstance(state, PowerState) or _refuse(
+        f"initial_state is {type(state).__name__}; it must be a PowerState(s, z) or None"
     )
     B, _, Hk, e = v.shape
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     for name, tensor, shape in (("s", state.s, (B, Hk, dim, e)), ("z", state.z, (B, Hk, dim))):
-        _require(
-            tensor.shape == shape,
+        tensor.shape == shape or _refuse(
             f"initial_state.{name} is {_shape(tensor)}; these inputs, p and d_tile need {list(shape)}: a state belongs "
-            "to the p and d_tile it was made with",
+            "to the p and d_tile it was made with"
         )
-        _require(tensor.dtype == dtype, f"initial_state.{name} is {tensor.dtype}; with {q.dtype} q it must be {dtype}")
-        device = f"initial_state.{name} is on {tensor.device}; it must be on q's device, {q.device}"
-        _require(tensor.device == q.device, device)
+        tensor.dtype == dtype or _refuse(f"initial_state.{name} is {tensor.dtype}; with {q.dtype} q it must be {dtype}")
+        tensor.device == q.device or _refuse(
+            f"initial_state.{name} is on {tensor.device}; it must be on q's device, {q.device}"
+        )
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+def _refuse(message: str) -> NoReturn:
+    """`condition or _refuse(f"...")`: the message is made only when it is needed, which halves what a call costs."""
+    raise ValueError(message)
 
 
 def _is_int(value: object) -> bool:

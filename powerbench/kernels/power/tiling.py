@@ -19,6 +19,8 @@ from functools import cache
 
 import numpy as np
 
+from powerbench.kernels.power.feature_map import feature_map
+
 DEGREES = (1, 2, 3, 4)
 HEAD_DIMS = (16, 32, 64, 128)  # of q and k, and of v: powers of two that the tensor cores take
 
@@ -75,7 +77,7 @@ def _token_tile(wanted: int, chunk: int) -> int:
 # [tokens, 64] is held and eight beyond. float32 products run on the ordinary cores, which need smaller tiles.
 
 
-def attention_tiles(d: int, e: int, chunk: int, itemsize: int) -> Tiles:
+def attend_tiles(d: int, e: int, chunk: int, itemsize: int) -> Tiles:
     """BM query rows (`tokens`) times BN keys (`rows`) of the attention inside a chunk of `chunk` tokens."""
     if itemsize == 4:
         return Tiles(_token_tile(32, chunk), _token_tile(32, chunk), 4, 2)
@@ -83,18 +85,16 @@ def attention_tiles(d: int, e: int, chunk: int, itemsize: int) -> Tiles:
     return Tiles(_token_tile(128, chunk), _token_tile(64, chunk), 8 if wide else 4, 2 if wide else 3)
 
 
+def state_rows(itemsize: int) -> int:
+    """State rows a step where rows of q or k meet a state (`contract`)."""
+    return 32 if itemsize == 4 else 64
+
+
 def update_tiles(d: int, e: int, chunk: int, itemsize: int) -> Tiles:
     """Tokens a step, and state rows a program, of update_state."""
     if itemsize == 4:
         return Tiles(_token_tile(32, chunk), 64, 4, 2)
     return Tiles(_token_tile(64, chunk), 256, 4 if e <= 64 else 8, 3)
-
-
-def query_tiles(d: int, e: int, chunk: int, itemsize: int) -> Tiles:
-    """Tokens a program, and state rows a step, of query_state."""
-    if itemsize == 4:
-        return Tiles(_token_tile(64, chunk), 32, 4, 2)
-    return Tiles(_token_tile(128, chunk), 64, 4 if max(d, e) <= 64 else 8, 3)
 
 
 def brick(d: int, p: int, d_tile: int, rows: int) -> Brick:
@@ -140,7 +140,44 @@ def brick_table(d: int, p: int, d_tile: int, shape: Brick) -> np.ndarray:
     return table.astype(np.int32)
 
 
+def brick_row_table(d: int, p: int, d_tile: int, shape: Brick) -> np.ndarray:
+    """int32 [bricks, rows of a brick]: the state rows of each brick, i_1 major; -1 where the state keeps none."""
+    fm = feature_map(d, p, d_tile)
+    powers = d ** np.arange(p - 1, -1, -1, dtype=np.int64)
+    keys = fm.indices.astype(np.int64) @ powers  # ascending: the rows stand in lexicographic order
+    first = brick_table(d, p, d_tile, shape).astype(np.int64)
+    columns = first[:, :1, None] + np.arange(shape.columns)  # [bricks, 1, columns]
+    wanted = columns * powers[-1]
+    if p > 1:
+        wanted = wanted + (first[:, 1, None] + np.arange(shape.fibres))[:, :, None] * powers[0]
+    for middle in range(2, p):  # i_2, then i_3
+        wanted = wanted + first[:, middle, None, None] * powers[middle - 1]
+    wanted = wanted.reshape(len(first), -1)
+    rows = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[rows] == wanted, rows, -1).astype(np.int32)
+
+
 def executed_rows(d: int, p: int, d_tile: int, rows: int) -> int:
     """State rows multiplied per token with bricks of `rows` rows: at least D, more where bricks are masked."""
     shape = brick(d, p, d_tile, rows)
     return sum(brick_counts(d, p, d_tile, shape)) * shape.rows
+
+
+# The backward pass: sizes at which the compiler spills few registers on sm_90 (Triton 3.6 and 3.9), with rows of 128 in
+# 16 bits, because every tile of rows reads a whole state.
+
+
+def query_gradient_tiles(d: int, e: int, chunk: int, itemsize: int) -> Tiles:
+    """BM query rows (`tokens`, a multiple of BN) times BN keys (`rows`) of query_gradient."""
+    wide = max(d, e) > 64
+    if itemsize == 4:
+        return Tiles(_token_tile(32, chunk), _token_tile(16 if wide else 32, chunk), 8, 2)
+    return Tiles(_token_tile(128, chunk), _token_tile(32 if wide else 64, chunk), 8, 2 if wide else 3)
+
+
+def key_value_gradient_tiles(d: int, e: int, chunk: int, itemsize: int) -> Tiles:
+    """BM queries a step (`tokens`) times BN key rows (`rows`) of key_value_gradient."""
+    wide = max(d, e) > 64
+    if itemsize == 4:
+        return Tiles(_token_tile(16 if wide else 32, chunk), _token_tile(32, chunk), 8, 2)
+    return Tiles(_token_tile(32 if wide else 64, chunk), _token_tile(128, chunk), 8, 2)

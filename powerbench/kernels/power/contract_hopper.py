@@ -1,0 +1,241 @@
+"""A state contracted with phi of some rows, for Hopper in Gluon: the two products of `contract`, phi made in registers.
+
+Both walk a table of steps and multiply [BM, K] of phi by K rows, or columns, of the state at a time. The next phi is
+made while the product of this one runs. phi stays packed, two bf16 in an int32: carried from step to step as single
+values, LLVM swaps the halves of each pair on the way in and on the way out. Factors that multiply both halves are
+stored twice.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
+from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
+
+from powerbench.kernels.power.feature_map import feature_map
+from powerbench.kernels.power.hopper import async_load, copy_rows, packed, row_copy, times, unfolded_pairs, unpacked
+from powerbench.kernels.power.tiling import Brick, brick_row_table, brick_table
+
+STATE_ROWS = 64  # rows of a brick: the depth of one product with the state
+# Fields of a step: first row of the state, rows between fibres, i_1 / F, column / C, i_2, i_3, pair of multiplicities.
+STEP_FIELDS = 8
+
+
+@gluon.jit
+def paired_factors(p_x, stride, n, BM: gl.constexpr, HEAD: gl.constexpr, F: gl.constexpr, C: gl.constexpr,
+                   num_warps: gl.constexpr):  # fmt: skip
+    """Rows x [BM, HEAD] at p_x (n of them) in shared memory, cut up as `contract_state` reads them.
+
+    int32 [HEAD / F, BM, F], every value twice, and [HEAD / C, BM, C / 2], neighbouring columns.
+    """
+    f_smem = gl.allocate_shared_memory(gl.bfloat16, [HEAD // F, BM, F, 2], gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
+    x_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BM, C], gl.bfloat16)
+    x_smem = gl.allocate_shared_memory(gl.bfloat16, [HEAD // C, BM, C], x_layout)
+    for i in gl.static_range(HEAD // C):
+        copy_rows(p_x + i * C, stride, n, x_smem.index(i), row_copy(C, num_warps), BM, C)
+    async_copy.commit_group()
+    layout: gl.constexpr = gl.BlockedLayout([1, F, 2], [32, 1, 1], [num_warps, 1, 1], [2, 1, 0])
+    o_f = gl.arange(0, F, layout=gl.SliceLayout(0, gl.SliceLayout(2, layout)))
+    o_r = gl.arange(0, BM, layout=gl.SliceLayout(1, gl.SliceLayout(2, layout)))
+    mask = (o_r[:, None] < n) & (o_f[None, :] >= 0)
+    for i in gl.static_range(HEAD // F):
+        b_f = gl.load(p_x + i * F + (o_r[:, None] * stride + o_f[None, :]), mask=mask, other=0.0)
+        f_smem.index(i).store(gl.expand_dims(b_f, 2).broadcast_to([BM, F, 2]))
+    async_copy.wait_group(0)
+    f_pairs = f_smem._reinterpret(gl.int32, [HEAD // F, BM, F], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    return f_pairs, x_smem._reinterpret(gl.int32, [HEAD // C, BM, C // 2], packed(x_layout))
+
+
+@gluon.jit
+def paired_columns(p_x, stride, n, BM: gl.constexpr, HEAD: gl.constexpr, num_warps: gl.constexpr):
+    """Columns of x [BM, HEAD] at p_x (n rows) in shared memory, each value twice: int32 [HEAD, BM, 1], [HEAD, BM]."""
+    smem = gl.allocate_shared_memory(gl.bfloat16, [HEAD, BM, 2], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    layout: gl.constexpr = gl.BlockedLayout([1, 2], [32, 1], [num_warps, 1], [1, 0])
+    o_r = gl.arange(0, BM, layout=gl.SliceLayout(1, layout))
+    for i in gl.static_range(HEAD):
+        b_x = gl.load(p_x + i + o_r * stride, mask=o_r < n, other=0.0)
+        smem.index(i).store(gl.expand_dims(b_x, 1).broadcast_to([BM, 2]))
+    f_pairs = smem._reinterpret(gl.int32, [HEAD, BM, 1], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    return f_pairs, smem._reinterpret(gl.int32, [HEAD, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+
+
+@gluon.jit
+def expanded(step, p_steps, f_smem, column_smem, b_x, cube: gl.constexpr, P: gl.constexpr):
+    """phi of one step times its multiplicity: int32 [BM, F, C / 2], pairs of bf16; b_x [BM, C / 2] are its columns."""
+    b_f = f_smem.index(gl.load(p_steps + step * 8 + 2)).load(gl.SliceLayout(2, cube))  # [BM, F]
+    b_f = times(b_f, gl.load(p_steps + step * 8 + 6))
+    if P >= 3:
+        row_layout: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, cube))
+        b_c = column_smem.index(gl.load(p_steps + step * 8 + 4)).load(row_layout)  # [BM]
+        if P == 4:
+            b_c = times(b_c, column_smem.index(gl.load(p_steps + step * 8 + 5)).load(row_layout))
+        b_f = times(b_f, gl.expand_dims(b_c, 1))
+    return times(gl.expand_dims(b_f, 2), gl.expand_dims(b_x, 1))
+
+
+@gluon.jit
+def copy_state(step, n_steps, p_steps, p_r, r_smem, copy: gl.constexpr, ROWS: gl.constexpr, C: gl.constexpr,
+               E: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
+    """Starts the copy of the state rows of one step."""
+    at = gl.minimum(step, n_steps - 1)
+    row_0 = gl.load(p_steps + at * 8)
+    apart = gl.load(p_steps + at * 8 + 1)
+    o_r = gl.arange(0, ROWS, layout=gl.SliceLayout(1, copy))
+    o_e = gl.arange(0, E, layout=gl.SliceLayout(0, copy))
+    o_row = o_r // C * apart + o_r % C
+    base = p_r + row_0.to(gl.int64) * E
+    mask = (o_row[:, None] >= 0) & (o_e[None, :] >= 0) & (step < n_steps)
+    async_load(r_smem.index(step % STAGES), base + (o_row[:, None] * E + o_e[None, :]), mask=mask)
+    async_copy.commit_group()
+
+
+@gluon.jit
+def contract_state(
+    acc, p_r, p_steps, n_steps, f_smem, x_smem, column_smem, P: gl.constexpr, BM: gl.constexpr, E: gl.constexpr,
+    F: gl.constexpr, C: gl.constexpr, STAGES: gl.constexpr, num_warps: gl.constexpr,
+):  # fmt: skip
+    """acc [BM, E] plus phi_P(q)^T R, R [D, E] at p_r."""
+    ROWS: gl.constexpr = F * C
+    acc_layout: gl.constexpr = acc.type.layout
+    phi_layout: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
+    cube: gl.constexpr = unfolded_pairs(gl.to_linear_layout(phi_layout, [BM, ROWS]), C)
+    copy: gl.constexpr = row_copy(E, num_warps)
+    r_smem = gl.allocate_shared_memory(
+        gl.bfloat16, [STAGES, ROWS, E], gl.NVMMASharedLayout.get_default_for([ROWS, E], gl.bfloat16)
+    )
+    for step in gl.static_range(STAGES - 2):
+        copy_state(step, n_steps, p_steps, p_r, r_smem, copy, ROWS, C, E, STAGES)
+    x_layout: gl.constexpr = gl.SliceLayout(1, cube)
+    b_x = x_smem.index(gl.load(p_steps + 3)).load(x_layout)
+    b_phi = expanded(0, p_steps, f_smem, column_smem, b_x, cube, P)
+    for pair in range(n_steps // 2):
+        for odd in gl.static_range(2):  # two steps, so that phi and the next phi swap registers without being moved
+            at = 2 * pair + odd
+            # into the buffer of step at - 2, whose product every warp has waited for before the last step's barrier
+            copy_state(at + STAGES - 2, n_steps, p_steps, p_r, r_smem, copy, ROWS, C, E, STAGES)
+            async_copy.wait_group(STAGES - 2)
+            b_a = unpacked(b_phi, phi_layout, BM, ROWS)
+            product = warpgroup_mma(b_a, r_smem.index(at % STAGES), acc, is_async=True)
+            after = gl.minimum(at + 1, n_steps - 1)
+            b_x = x_smem.index(gl.load(p_steps + after * 8 + 3)).load(x_layout)
+            b_next = expanded(after, p_steps, f_smem, column_smem, b_x, cube, P)
+            acc, _ = warpgroup_mma_wait(0, deps=[product, b_a])  # the product reads the registers of b_a until here
+            b_phi = b_next
+    async_copy.wait_group(0)
+    return acc
+
+
+@gluon.jit
+def copy_gathered(step, n_steps, o_row, p_r, r_smem, copy: gl.constexpr, HEAD: gl.constexpr, E: gl.constexpr,
+                  STAGES: gl.constexpr):  # fmt: skip
+    """Starts the copy of the state rows o_row [HEAD] of one step."""
+    o_e = gl.arange(0, E, layout=gl.SliceLayout(0, copy))
+    mask = (o_row[:, None] >= 0) & (o_e[None, :] >= 0) & (step < n_steps)
+    pointers = p_r + (o_row[:, None] * E + o_e[None, :])
+    async_load(r_smem.index(step % STAGES), pointers, mask=mask)
+    async_copy.commit_group()
+
+
+@gluon.jit
+def gathered(step, n_steps, p_rows, copy: gl.constexpr, HEAD: gl.constexpr):
+    """The rows of the state that a step of `contract_gradient_state` reads: int32 [HEAD]."""
+    return gl.load(p_rows + gl.minimum(step, n_steps - 1) * HEAD + gl.arange(0, HEAD, layout=gl.SliceLayout(1, copy)))
+
+
+@gluon.jit
+def contract_gradient_state(acc, p_r, p_steps, p_rows, n_steps, f_pairs, column_pairs, u_pairs, P: gl.constexpr,
+                            BM: gl.constexpr, HEAD: gl.constexpr, E: gl.constexpr, STAGES: gl.constexpr,
+                            num_warps: gl.constexpr):  # fmt: skip
+    """acc [BM, HEAD] plus 1 / P of the gradient of phi_P(x)^T R, for gradients u: see `contract.contract_gradient`.
+
+    f_pairs and column_pairs are the `paired_columns` of x, u_pairs int32 [1, BM, E / 2] hold u; p_steps is the table of
+    `prefix_steps_on`, p_rows int32 [n_steps, HEAD] says which row of R stands for (prefix, b).
+    """
+    acc_layout: gl.constexpr = acc.type.layout
+    phi_layout: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
+    cube: gl.constexpr = unfolded_pairs(gl.to_linear_layout(phi_layout, [BM, E]), E)  # [BM, 1, E / 2]
+    copy: gl.constexpr = row_copy(E, num_warps)
+    r_smem = gl.allocate_shared_memory(
+        gl.bfloat16, [STAGES, HEAD, E], gl.NVMMASharedLayout.get_default_for([HEAD, E], gl.bfloat16)
+    )
+    for step in gl.static_range(STAGES - 2):
+        copy_gathered(step, n_steps, gathered(step, n_steps, p_rows, copy, HEAD), p_r, r_smem, copy, HEAD, E, STAGES)
+    o_row = gathered(STAGES - 2, n_steps, p_rows, copy, HEAD)
+    b_u = u_pairs.index(0).load(gl.SliceLayout(1, cube))  # [BM, E / 2]
+    b_phi = expanded(0, p_steps, f_pairs, column_pairs, b_u, cube, P)
+    for pair in range(n_steps // 2):
+        for odd in gl.static_range(2):  # as in contract_state
+            at = 2 * pair + odd
+            copy_gathered(at + STAGES - 2, n_steps, o_row, p_r, r_smem, copy, HEAD, E, STAGES)
+            async_copy.wait_group(STAGES - 2)
+            b_a = unpacked(b_phi, phi_layout, BM, E)
+            product = warpgroup_mma(b_a, r_smem.index(at % STAGES).permute((1, 0)), acc, is_async=True)
+            o_row = gathered(at + STAGES - 1, n_steps, p_rows, copy, HEAD)
+            b_next = expanded(gl.minimum(at + 1, n_steps - 1), p_steps, f_pairs, column_pairs, b_u, cube, P)
+            acc, _ = warpgroup_mma_wait(0, deps=[product, b_a])
+            b_phi = b_next
+    async_copy.wait_group(0)
+    return acc
+
+
+def state_brick(d_tile: int) -> Brick | None:
+    """The brick of `contract_state`: STATE_ROWS rows within one tile of each index; None where tiles are too small."""
+    columns = min(d_tile & -d_tile, STATE_ROWS)
+    fibres = STATE_ROWS // columns
+    return Brick(fibres, columns) if columns >= 8 and d_tile % fibres == 0 else None
+
+
+@lru_cache(maxsize=64)
+def state_steps_on(device: torch.device, d: int, p: int, d_tile: int, shape: Brick) -> Tensor:
+    """The steps of `contract_state`, one a brick, int32 [steps, STEP_FIELDS], on the device.
+
+    An even number: the last may weigh 0.
+    """
+    first, rows = brick_table(d, p, d_tile, shape), brick_row_table(d, p, d_tile, shape)
+    number = len(first)
+    steps = np.zeros((number + number % 2, STEP_FIELDS), dtype=np.int32)
+    steps[:number, 0] = rows[:, 0]
+    steps[:number, 1] = rows[:, shape.columns] - rows[:, 0] if shape.fibres > 1 else 0
+    steps[:number, 2] = first[:, 1] // shape.fibres
+    steps[:number, 3] = first[:, 0] // shape.columns
+    steps[:number, 4:6] = first[:, 2:]
+    steps[:number, 6] = _pairs(feature_map(d, p, d_tile).multiplicity[rows[:, 0]])
+    with torch.inference_mode(False):
+        return torch.from_numpy(steps).to(device)
+
+
+@lru_cache(maxsize=64)
+def prefix_steps_on(device: torch.device, d: int, p: int, d_tile: int) -> tuple[Tensor, Tensor]:
+    """The steps of `contract_gradient_state` and its rows, int32 [steps, STEP_FIELDS] and [steps, d], on the device.
+
+    One step a prefix (i_1, ..., i_{p-1}) of `feature_map`, p at least 2; an even number: the last may weigh 0.
+    """
+    prefixes = feature_map(d, p - 1, d_tile)
+    number = len(prefixes.indices)
+    steps = np.zeros((number + number % 2, STEP_FIELDS), dtype=np.int32)
+    steps[:number, 2] = prefixes.indices[:, 0]
+    steps[:number, 4 : 3 + p - 1] = prefixes.indices[:, 1:]
+    steps[:number, 6] = _pairs(prefixes.multiplicity)
+    fm = feature_map(d, p, d_tile)
+    powers = d ** np.arange(p, dtype=np.int64)
+    keys = np.sort(fm.indices.astype(np.int64), axis=1) @ powers
+    order = np.argsort(keys, kind="stable")
+    tuples = np.concatenate(
+        [np.repeat(prefixes.indices, d, axis=0), np.tile(np.arange(d), number)[:, None]], axis=1
+    ).astype(np.int64)
+    wanted = np.sort(tuples, axis=1) @ powers
+    rows = np.zeros((len(steps), d), dtype=np.int32)
+    rows[:number] = order[np.searchsorted(keys[order], wanted)].reshape(number, d)
+    with torch.inference_mode(False):
+        return torch.from_numpy(steps).to(device), torch.from_numpy(rows).to(device)
+
+
+def _pairs(multiplicity: np.ndarray) -> np.ndarray:
+    """int32: each multiplicity twice in bf16, which holds 1 to 24 exactly."""
+    return torch.from_numpy(multiplicity).to(torch.bfloat16)[:, None].repeat(1, 2).view(torch.int32)[:, 0].numpy()

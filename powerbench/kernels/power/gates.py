@@ -1,0 +1,123 @@
+"""gates: cumulative log gates inside each chunk, the weights of its tokens in the state; and their way back."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from powerbench.kernels.power.tiling import chunks
+
+LOG_GATE_MIN = -100.0  # exp of it is 0 beside 1 in fp32; -inf, a hard reset, would turn differences of sums into nan
+BLOCK = 1024
+
+
+@triton.jit
+def gates_kernel(
+    g_ptr, a_ptr, w_ptr, seqlen, chunk, n_chunks, stride_b, stride_t, stride_h,
+    HEADS: tl.constexpr, WEIGHTS: tl.constexpr, MIN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One chunk of one batch entry and key/value head. Past the end of the sequence a stays what it was."""
+    pid = tl.program_id(0)
+    i_n = pid % n_chunks
+    i_bh = (pid // n_chunks).to(tl.int64)  # offsets times strides are int64
+    p_g = g_ptr + i_bh // HEADS * stride_b + i_bh % HEADS * stride_h
+    base = (i_bh * n_chunks + i_n) * chunk
+    start = i_n * chunk
+    total = 0.0
+    for t in range(0, chunk, BLOCK):
+        o_t = t + tl.arange(0, BLOCK)
+        here = (o_t < chunk) & (start + o_t < seqlen)
+        b_g = tl.load(p_g + (start + o_t).to(tl.int64) * stride_t, mask=here, other=0.0)
+        b_g = tl.maximum(b_g.to(tl.float32), MIN)
+        tl.store(a_ptr + base + o_t, total + tl.cumsum(b_g, 0), mask=o_t < chunk)
+        total += tl.sum(b_g, 0)
+    if WEIGHTS:
+        tl.debug_barrier()  # the sums are read again by other threads
+        for t in range(0, chunk, BLOCK):
+            o_t = t + tl.arange(0, BLOCK)
+            b_a = tl.load(a_ptr + base + o_t, mask=o_t < chunk, other=0.0)
+            tl.store(w_ptr + base + o_t, tl.exp(tl.minimum(total - b_a, 0.0)), mask=o_t < chunk)
+
+
+def chunk_gates(log_g: Tensor, chunk_size: int, *, weights: bool) -> tuple[Tensor, Tensor | None]:
+    """a and w, float32 [B, Hk, N, C]: sums of log_g [B, T, Hk] from each chunk's start, and exp(A - a) if asked.
+
+    A is the sum over the whole chunk. Gates below LOG_GATE_MIN count as LOG_GATE_MIN; past the end of the sequence they
+    are 0.
+    """
+    B, T, Hk = log_g.shape
+    C, N = chunks(T, chunk_size)
+    a = torch.empty(B, Hk, N, C, dtype=torch.float32, device=log_g.device)
+    w = torch.empty_like(a) if weights else None
+    gates_kernel[(B * Hk * N,)](
+        log_g, a, w, T, C, N, *log_g.stride(),
+        HEADS=Hk, WEIGHTS=weights, MIN=LOG_GATE_MIN, BLOCK=BLOCK, num_warps=4,
+    )  # fmt: skip
+    return a, w
+
+
+@triton.jit
+def gate_gradient_kernel(
+    qdq_ptr, kdk_ptr, flux_ptr, last_ptr, g_ptr, dg_ptr, seqlen, chunk, n_chunks, n_flux, stride_b, stride_t, stride_h,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, FLUX: tl.constexpr, LAST: tl.constexpr,
+    MIN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One chunk of one batch entry and key/value head, from its end to its start; nothing for gates below MIN."""
+    pid = tl.program_id(0)
+    i_n = pid % n_chunks
+    i_bh = (pid // n_chunks).to(tl.int64)  # offsets times strides are int64
+    i_b = i_bh // HEADS
+    i_h = i_bh % HEADS
+    later = 0.0
+    if LAST:
+        if i_n == n_chunks - 1:
+            later += tl.load(last_ptr + i_bh)
+    if FLUX:
+        if i_n < n_chunks - 1:
+            p_flux = flux_ptr + (i_bh * n_chunks + i_n + 1) * n_flux
+            for f in range(0, n_flux, BLOCK):
+                o_f = f + tl.arange(0, BLOCK)
+                later += tl.sum(tl.load(p_flux + o_f, mask=o_f < n_flux, other=0.0), 0)
+    start = i_n * chunk
+    length = tl.minimum(chunk, seqlen - start)
+    n_blocks = tl.cdiv(length, BLOCK)
+    for block in range(0, n_blocks):
+        o_t = (n_blocks - 1 - block) * BLOCK + tl.arange(0, BLOCK)
+        m_t = o_t < length
+        o_row = (i_b * seqlen + start + o_t) * HEADS + i_h  # int64 [BLOCK]
+        b_x = -tl.load(kdk_ptr + o_row, mask=m_t, other=0.0)
+        for i_g in range(0, GROUP):
+            b_x += tl.load(qdq_ptr + o_row * GROUP + i_g, mask=m_t, other=0.0)
+        b_x /= P
+        b_dg = tl.cumsum(b_x, 0, reverse=True) + later
+        later += tl.sum(b_x, 0)
+        p_g = g_ptr + i_b * stride_b + (start + o_t).to(tl.int64) * stride_t + i_h * stride_h
+        b_dg = tl.where(tl.load(p_g, mask=m_t, other=0.0).to(tl.float32) >= MIN, b_dg, 0.0)
+        tl.store(dg_ptr + o_row, b_dg.to(dg_ptr.dtype.element_ty), mask=m_t)
+
+
+def gate_gradient(
+    qdq: Tensor, kdk: Tensor, flux: Tensor | None, last: Tensor | None, log_g: Tensor, p: int, chunk_size: int
+) -> Tensor:
+    """dlog_g [B, T, Hk] in log_g's dtype: the sum of dG over all tokens from each one to the end.
+
+    With G the sum of log_g from the start of the sequence, dG = (q . dq over the query heads of a group - k . dk) / p,
+    because every weight is exp(G_i - G_j) <q_i, k_j>^p. Sums end with the chunk: what lies behind it is how the loss
+    depends on the scale of the state that leaves the chunk, an inner product that `scan` takes. Summed token by token
+    it would be the small difference of large sums, with an error that grows with the length of the context.
+
+    qdq float32 [B, T, H], kdk float32 [B, T, Hk]; flux float32 [B, Hk, N, blocks] from `scan`, None with one chunk;
+    last float32 [B, Hk] or None: the same inner product for the final state. log_g [B, T, Hk], any strides; gates below
+    LOG_GATE_MIN get 0.
+    """
+    B, T, Hk = kdk.shape
+    C, N = chunks(T, chunk_size)
+    dlog_g = torch.empty(B, T, Hk, dtype=log_g.dtype, device=log_g.device)
+    gate_gradient_kernel[(B * Hk * N,)](
+        qdq, kdk, flux, last, log_g, dlog_g, T, C, N, 0 if flux is None else flux.shape[3], *log_g.stride(),
+        HEADS=Hk, GROUP=qdq.shape[2] // Hk, P=p, FLUX=flux is not None, LAST=last is not None, MIN=LOG_GATE_MIN,
+        BLOCK=BLOCK, num_warps=4,
+    )  # fmt: skip
+    return dlog_g
