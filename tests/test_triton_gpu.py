@@ -121,3 +121,131 @@ def test_offsets_beyond_32_bits():
     y, _ = forward(q, k, v, None, p=1, chunk_size=1024, d_tile=128)
     last, _ = forward(q[:, :, -1:], k[:, :, -1:], v[:, :, -1:], None, p=1, chunk_size=1024, d_tile=128)
     assert torch.equal(y[:, :, -1:], last)
+
+
+def gradients_of(tensors, dy, rows=None, **options):
+    """y and the gradients of q, k, v and log_g: of the operator, or (without options) of the definition in float64."""
+    from powerbench.kernels.power.op import power_attention
+    from powerbench.kernels.power.reference import attention_rows
+
+    reference = rows is not None
+    leaves = [x if x is None else (x.double() if reference else x).detach().requires_grad_() for x in tensors]
+    if reference:
+        p = options["p"]
+        y = attention_rows(*leaves, rows, p=p, normalize=p % 2 == 0)
+    else:
+        y = power_attention(*leaves, backend="triton", **options)
+    wanted = [x for x in leaves if x is not None]
+    return y, torch.autograd.grad(y, wanted, dy.to(y.dtype))
+
+
+def check_gradients(p, d, e, d_tile, *, T=700, chunk_size=300, H=4, Hk=2, gates="slow", dtype=torch.bfloat16):
+    from power_inputs import make_inputs
+
+    tensors = make_inputs(T, d=d, e=e, heads=H, kv_heads=Hk, batch=2, gates=gates)
+    q, k, v = (x.to("cuda", dtype) for x in tensors[:3])
+    log_g = None if tensors[3] is None else tensors[3].to("cuda", torch.float32)
+    dy = torch.randn(2, T, H, e, device="cuda", generator=torch.Generator("cuda").manual_seed(1)).to(dtype)
+    y, got = gradients_of((q, k, v, log_g), dy, p=p, chunk_size=chunk_size, d_tile=d_tile)
+    want_y, want = gradients_of((q, k, v, log_g), dy, rows=torch.arange(T), p=p)
+    assert error(y, want_y) < BF16
+    cancelling = gates in ("fast", "-20") or T < 64
+    for name, x, x_want in zip(("dq", "dk", "dv", "dlog_g"), got, want, strict=False):
+        assert x.isfinite().all(), name
+        if name == "dv" or not cancelling:
+            assert error(x, x_want) < (3 if name == "dlog_g" else 1) * BF16, name
+        else:
+            # Where y is little but the row's own v, dy . v - dy . y is a small difference, and so are these gradients:
+            # of single terms p |dy . v| |k| / |<q, k>|, which the rounding of y and v to bf16 leaves. (q . dq: times
+            # |q|.) Elements of q, k, v and dy are of order 1, and <q, k> of a row with its own key is of order d.
+            term = p * (e / d) ** 0.5 if name != "dlog_g" else p * e**0.5
+            assert (x - x_want).abs().mean() < BF16 * term, name
+
+
+GRADIENT_SIZES = [
+    (2, 64, 64, 8), (2, 64, 64, 16), (2, 64, 64, 64), (2, 64, 64, 4), (2, 128, 128, 8), (2, 128, 128, 64),
+    (2, 64, 128, 16), (2, 128, 64, 8), (2, 32, 32, 8), (2, 16, 16, 8), (3, 32, 32, 8), (3, 64, 64, 16), (1, 64, 64, 64),
+    (4, 32, 32, 16), (4, 16, 16, 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("p", "d", "e", "d_tile"), GRADIENT_SIZES)
+def test_gradients(p, d, e, d_tile):
+    check_gradients(p, d, e, d_tile)
+
+
+@pytest.mark.parametrize("gates", ["none", "fast", "zero", "-20"])
+@pytest.mark.parametrize(("d", "d_tile"), [(64, 8), (128, 16)])
+def test_gradients_under_any_gates(gates, d, d_tile):
+    check_gradients(2, d, d, d_tile, gates=gates)
+
+
+@pytest.mark.parametrize(
+    ("T", "chunk_size", "H", "Hk"),
+    [(1, 64, 1, 1), (5, 1, 2, 1), (127, 64, 3, 1), (130, 1024, 2, 2), (1025, 512, 8, 1), (2100, 1024, 2, 2)],
+)
+def test_gradients_of_any_length(T, chunk_size, H, Hk):
+    check_gradients(2, 64, 64, 8, T=T, chunk_size=chunk_size, H=H, Hk=Hk)
+
+
+def test_gradients_in_float16():
+    check_gradients(2, 64, 64, 8, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(("p", "dtype"), [
+    (2, torch.bfloat16), (2, torch.float16), (3, torch.bfloat16), (4, torch.bfloat16), (4, torch.float16),
+])  # fmt: skip
+def test_gradients_of_large_inputs_stay_finite(p, dtype):
+    """Elements of q and k up to 16 in size: scores of thousands, to the p-th power.
+
+    Not p = 3 in fp16, whose sums are not normalised: y itself is beyond fp16.
+    """
+    q, k, v, log_g = inputs(1, 700, 2, 1, 32, 32, dtype, device="cuda")
+    q, k = (16 * x / x.abs().max() for x in (q, k))
+    y, got = gradients_of((q, k, v, log_g), torch.randn_like(q), p=p, chunk_size=256, d_tile=8)
+    assert y.isfinite().all()
+    assert all(x.isfinite().all() for x in got)
+
+
+@pytest.mark.parametrize(("p", "d"), [(2, 64), (2, 128), (3, 32)])
+def test_hopper_agrees_with_the_portable_kernels(p, d, monkeypatch):
+    """Two implementations of one set of sums: they differ by roundings to bf16 alone."""
+    from powerbench.kernels.power import hopper
+
+    q, k, v, log_g = inputs(2, 1500, 4, 2, d, d, torch.bfloat16, device="cuda")
+    dy = torch.randn_like(q)
+    options = {"p": p, "chunk_size": 512, "d_tile": 8}
+    y, got = gradients_of((q, k, v, log_g), dy, **options)
+    monkeypatch.setattr(hopper, "serves", lambda *_: False)
+    want_y, want = gradients_of((q, k, v, log_g), dy, **options)
+    assert error(y, want_y.double()) < BF16
+    assert all(error(x, x_want.double()) < 2 * BF16 for x, x_want in zip(got, want, strict=True))
+
+
+def test_error_is_that_of_softmax_in_bf16():
+    """p = 2 against float64, beside SDPA on the same inputs against float64: within a factor of two."""
+    q, k, v, log_g = inputs(1, 4096, 4, 4, 64, 64, torch.bfloat16, device="cuda")
+    rows = torch.arange(0, 4096, 7, device="cuda")
+    heads_first = [x.transpose(1, 2) for x in (q, k, v)]
+    softmax = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=True)
+    exact = torch.nn.functional.scaled_dot_product_attention(*(x.double() for x in heads_first), is_causal=True)
+    from powerbench.kernels.power.reference import attention_rows
+
+    y, _ = forward(q, k, v, log_g, p=2, chunk_size=1024, d_tile=8)
+    want = attention_rows(q, k, v, log_g, rows, p=2, normalize=True)
+    assert error(y[:, rows], want) < 2 * error(softmax, exact)
+
+
+def test_training_memory_at_a_million_tokens():
+    """T = 2^20, H = 8, d = 64, p = 2: the states and little else beside inputs, outputs and gradients."""
+    if torch.cuda.get_device_properties(0).total_memory < 40 * 2**30:
+        pytest.skip("needs 40 GiB of device memory")
+    T = 2**20
+    tensors = [torch.randn(1, T, 8, 64, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
+    log_g = torch.nn.functional.logsigmoid(torch.randn(1, T, 8, device="cuda") + 6.9)
+    torch.cuda.reset_peak_memory_stats()
+    start = torch.cuda.memory_allocated()
+    y, got = gradients_of((*tensors[:3], log_g), tensors[3], p=2)
+    assert y.isfinite().all()
+    assert all(x.isfinite().all() for x in got)
+    assert torch.cuda.max_memory_allocated() - start < 24 * 2**30
