@@ -227,10 +227,20 @@ def attend_hopper_kernel(
         b_p = powered(scores, P)
         o_j = i * BN + gl.arange(0, BN, layout=s_col)
         if GATED:
-            b_aj = gl.load(p_a + row_0 + o_j, mask=o_j < rows_left, other=0.0)
+            g_smem.index(j % 2).store(gl.exp(a_ref - b_g))  # used where it is mild
+            o_next = (j + 1) * BN + o_g
+            b_g = gl.load(p_a + o_next, mask=o_next < length, other=0.0)
+        if i + 1 < BM // BN:
+            copy_keys(
+                j + KEY_STAGES - 2, length, p_k, p_v, stride_kt, stride_vt, k_smem, v_smem, q_copy, v_copy, BN, HEAD, E,
+                KEY_STAGES,
+            )  # fmt: skip
+            async_copy.wait_group(KEY_STAGES - 3)
+        if GATED:
             if mild:
-                b_p = b_p * gl.exp(a_ref - gl.where(o_j < rows_left, b_aj, a_ref))[None, :]
+                b_p = b_p * g_smem.index(j % 2).load(s_col)[None, :]
             else:
+                b_aj = gl.load(p_a + row_0 + o_j, mask=o_j < rows_left, other=0.0)
                 b_ai = gl.load(p_a + row_0 + gl.minimum(o_i, rows_left - 1))
                 b_p = b_p * gl.exp(gl.minimum(b_ai[:, None] - b_aj[None, :], 0.0))
         b_p = gl.where(o_i[:, None] >= o_j[None, :], b_p, 0.0)
@@ -238,11 +248,6 @@ def attend_hopper_kernel(
             sums += lane_sums(b_p, BM, BN)
         b_p = gl.convert_layout(b_p.to(gl.bfloat16), p_layout)
         if i + 1 < BM // BN:
-            copy_keys(
-                j + KEY_STAGES - 2, length, p_k, p_v, stride_kt, stride_vt, k_smem, v_smem, q_copy, v_copy, BN, HEAD, E,
-                KEY_STAGES,
-            )  # fmt: skip
-            async_copy.wait_group(KEY_STAGES - 3)
             scores = warpgroup_mma(
                 q_smem, k_smem.index((j + 1) % KEY_STAGES).permute((1, 0)), no_scores, use_acc=False, is_async=True
             )
@@ -261,6 +266,9 @@ def attend_hopper_kernel(
     o_m = gl.arange(0, BM, layout=row_layout)
     o_row = (i_b * seqlen + start + row_0 + o_m) * HEADS + i_h  # int64 [BM]: rows of y and den
     if NORMALIZE:
+        # Row 0 sees one key: rounded as its weight was, den makes y_0 exactly v_0. Else dy . v_0 - dy . y_0, which is 0,
+        # would come out of the backward pass as an error over <q_0, k_0>.
+        den = gl.where((o_m == 0) & (row_0 == 0) & (i_n < first), den.to(gl.bfloat16).to(gl.float32), den)
         b_y = acc / den[:, None]
         if SAVE_DEN:
             gl.store(den_ptr + o_row, den, mask=o_m < rows_left)

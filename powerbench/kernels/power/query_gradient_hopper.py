@@ -213,10 +213,20 @@ def query_gradient_hopper_kernel(
         b_f = powered(scores, P - 1)
         o_j = i * BN + gl.arange(0, BN, layout=s_col)
         if GATED:
-            b_aj = gl.load(p_a + row_0 + o_j, mask=o_j < rows_left, other=0.0)
+            g_smem.index(j % 2).store(gl.exp(a_ref - b_g))  # used where it is mild
+            o_next = (j + 1) * BN + o_g
+            b_g = gl.load(p_a + o_next, mask=o_next < length, other=0.0)
+        if i + 1 < BM // BN:
+            copy_keys(
+                j + KEY_STAGES - 2, length, p_k, p_v, stride_kt, stride_vt, k_smem, v_smem, q_copy, v_copy, BN, HEAD, E,
+                KEY_STAGES,
+            )  # fmt: skip
+            async_copy.wait_group(KEY_STAGES - 3)
+        if GATED:
             if mild:
-                b_f = b_f * gl.exp(a_ref - gl.where(o_j < rows_left, b_aj, a_ref))[None, :]
+                b_f = b_f * g_smem.index(j % 2).load(s_col)[None, :]
             else:
+                b_aj = gl.load(p_a + row_0 + o_j, mask=o_j < rows_left, other=0.0)
                 b_ai = gl.load(p_a + row_0 + gl.minimum(o_i, rows_left - 1))
                 b_f = b_f * gl.exp(gl.minimum(b_ai[:, None] - b_aj[None, :], 0.0))
         b_f = gl.where(o_i[:, None] >= o_j[None, :], b_f, 0.0).to(gl.bfloat16)
@@ -226,11 +236,6 @@ def query_gradient_hopper_kernel(
         b_da = warpgroup_mma_wait(0, deps=[b_da])
         b_ds = gl.convert_layout((b_da - s_delta[:, None]).to(gl.bfloat16) * b_f, ds_layout)
         if i + 1 < BM // BN:
-            copy_keys(
-                j + KEY_STAGES - 2, length, p_k, p_v, stride_kt, stride_vt, k_smem, v_smem, q_copy, v_copy, BN, HEAD, E,
-                KEY_STAGES,
-            )  # fmt: skip
-            async_copy.wait_group(KEY_STAGES - 3)
             scores = warpgroup_mma(
                 q_smem, k_smem.index((j + 1) % KEY_STAGES).permute((1, 0)), zeros, use_acc=False, is_async=True
             )
@@ -263,7 +268,7 @@ def serves(dtype: torch.dtype, device: torch.device, d: int, e: int, p: int, *, 
 
 def _tiles(d: int, e: int) -> QueryTiles:
     """The best of those tried on an H200 (docs/kernel-notes.md)."""
-    return QueryTiles(128, 64, 4, 4, 4) if max(d, e) <= 64 else QueryTiles(128, 64, 3, 3, 8)
+    return QueryTiles(128, 64, 4, 5, 4) if max(d, e) <= 64 else QueryTiles(128, 64, 3, 3, 8)
 
 
 def query_gradient_hopper(
