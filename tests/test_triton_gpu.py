@@ -20,12 +20,13 @@ BF16 = 1e-2  # a wrong row, weight or gate shows as 10 % and more
 
 
 def forward(q, k, v, log_g, *, p, chunk_size, d_tile, return_state=False, state=None, scale=None):
-    from powerbench.kernels.power.triton_backend import triton_forward
+    from powerbench.kernels.power.triton_backend import forward_launches
 
-    return triton_forward(
+    done = forward_launches(
         q, k, v, log_g, p=p, chunk_size=chunk_size, d_tile=d_tile, scale=scale or q.shape[-1] ** -0.5,
-        normalize=p % 2 == 0, initial_state=state, return_state=return_state,
+        normalize=p % 2 == 0, initial_state=state, return_state=return_state, save=False,
     )  # fmt: skip
+    return done.y, done.state
 
 
 SIZES = [(p, 64, 64, d_tile) for p in (1, 2) for d_tile in (1, 2, 4, 8, 16, 32, 64)] + [

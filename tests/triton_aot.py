@@ -29,7 +29,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import JITFunction
 
 from powerbench.kernels.power import hopper
-from powerbench.kernels.power.triton_backend import forward_launches, triton_forward
+from powerbench.kernels.power.triton_backend import forward_launches
 from powerbench.kernels.power.triton_backward import triton_backward
 
 POINTERS = {
@@ -94,10 +94,10 @@ def main() -> None:
     for p, d, e, d_tile, dtype, on_hopper in json.loads(sys.argv[1]):
         hopper.serves = lambda *_, on_hopper=on_hopper: on_hopper
         q, k, v = (torch.empty(1, 4096, 8, n, dtype=getattr(torch, dtype), device="meta") for n in (d, d, e))
-        triton_forward(
+        forward_launches(
             q, k, v, torch.empty(1, 4096, 8, device="meta"),
             p=p, chunk_size=1024, d_tile=d_tile, scale=d**-0.5, normalize=p % 2 == 0,
-            initial_state=None, return_state=True,
+            initial_state=None, return_state=True, save=False,
         )  # fmt: skip
         compile_backward(p, d, e, d_tile, dtype)
     print(json.dumps(list(found.values())))

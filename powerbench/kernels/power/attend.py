@@ -141,8 +141,8 @@ def attend_kernel(
 
     o_row = (i_b * seqlen + start + o_i) * HEADS + i_h  # int64 [BM]: rows of y and den
     if NORMALIZE:
-        # Row 0 sees one key: rounded as its weight was, den makes y_0 exactly v_0. Else dy . v_0 - dy . y_0, which is 0,
-        # would come out of the backward pass as an error over <q_0, k_0>.
+        # Row 0 sees one key: rounded as its weight was, den makes y_0 exactly v_0. Else dy . v_0 - dy . y_0, which is
+        # 0, would come out of the backward pass as an error over <q_0, k_0>.
         b_den = tl.where((o_i == 0) & (i_n < first), b_den.to(OP).to(tl.float32), b_den)
         b_y = b_num / b_den[:, None]
         if SAVE_DEN:

@@ -266,8 +266,8 @@ def attend_hopper_kernel(
     o_m = gl.arange(0, BM, layout=row_layout)
     o_row = (i_b * seqlen + start + row_0 + o_m) * HEADS + i_h  # int64 [BM]: rows of y and den
     if NORMALIZE:
-        # Row 0 sees one key: rounded as its weight was, den makes y_0 exactly v_0. Else dy . v_0 - dy . y_0, which is 0,
-        # would come out of the backward pass as an error over <q_0, k_0>.
+        # Row 0 sees one key: rounded as its weight was, den makes y_0 exactly v_0. Else dy . v_0 - dy . y_0, which is
+        # 0, would come out of the backward pass as an error over <q_0, k_0>.
         den = gl.where((o_m == 0) & (row_0 == 0) & (i_n < first), den.to(gl.bfloat16).to(gl.float32), den)
         b_y = acc / den[:, None]
         if SAVE_DEN:

@@ -132,7 +132,7 @@ def contract_state(
 
 
 @gluon.jit
-def copy_gathered(step, n_steps, o_row, p_r, r_smem, copy: gl.constexpr, HEAD: gl.constexpr, E: gl.constexpr,
+def copy_gathered(step, n_steps, o_row, p_r, r_smem, copy: gl.constexpr, E: gl.constexpr,
                   STAGES: gl.constexpr):  # fmt: skip
     """Starts the copy of the state rows o_row [HEAD] of one step."""
     o_e = gl.arange(0, E, layout=gl.SliceLayout(0, copy))
@@ -165,14 +165,14 @@ def contract_gradient_state(acc, p_r, p_steps, p_rows, n_steps, f_pairs, column_
         gl.bfloat16, [STAGES, HEAD, E], gl.NVMMASharedLayout.get_default_for([HEAD, E], gl.bfloat16)
     )
     for step in gl.static_range(STAGES - 2):
-        copy_gathered(step, n_steps, gathered(step, n_steps, p_rows, copy, HEAD), p_r, r_smem, copy, HEAD, E, STAGES)
+        copy_gathered(step, n_steps, gathered(step, n_steps, p_rows, copy, HEAD), p_r, r_smem, copy, E, STAGES)
     o_row = gathered(STAGES - 2, n_steps, p_rows, copy, HEAD)
     b_u = u_pairs.index(0).load(gl.SliceLayout(1, cube))  # [BM, E / 2]
     b_phi = expanded(0, p_steps, f_pairs, column_pairs, b_u, cube, P)
     for pair in range(n_steps // 2):
         for odd in gl.static_range(2):  # as in contract_state
             at = 2 * pair + odd
-            copy_gathered(at + STAGES - 2, n_steps, o_row, p_r, r_smem, copy, HEAD, E, STAGES)
+            copy_gathered(at + STAGES - 2, n_steps, o_row, p_r, r_smem, copy, E, STAGES)
             async_copy.wait_group(STAGES - 2)
             b_a = unpacked(b_phi, phi_layout, BM, E)
             product = warpgroup_mma(b_a, r_smem.index(at % STAGES).permute((1, 0)), acc, is_async=True)

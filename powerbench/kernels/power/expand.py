@@ -1,4 +1,4 @@
-"""phi on chip: where state rows stand, how often they count, and the outer product of a brick. Shared by all kernels.
+"""phi on chip: where state rows stand, how often they count, and the outer product of a brick; of the portable kernels.
 
 Index arithmetic instead of tables: with M = d / d_tile tiles, the tuples of R indices whose tiles do not decrease and
 start at the earliest in tile t number C(n + R - 1, R) * d_tile^R with n = M - t, so the row of a tuple is a polynomial.

@@ -94,6 +94,10 @@ def power_attention(
     summed in float32; for bfloat16 what a chunk adds to the state, and the state as queries read it, are rounded to
     bfloat16: without a state the error is 2.3e-3 to 3.2e-3.
 
+    Accuracy of the Triton backend, on an H200, against float64: in bfloat16 y 2.2e-3 to 2.8e-3 over p = 1 to 4, dq, dk
+    and dv 2.5e-3 to 5.6e-3, dlog_g 4e-3 to 1.4e-2 with slow gates; in float32 about 1e-7 to 1e-6. States between the
+    launches are bfloat16 for bfloat16 and float16 inputs, those that go out to the caller float32.
+
     Raises:
         ValueError: names the argument that is wrong, what it was and what is allowed.
     """
@@ -109,7 +113,7 @@ def power_attention(
     streaming = initial_state is not None or return_state
     chunk_size, d_tile = choose(p, d, e, q.shape[1], q.device.type, chunk_size, d_tile, streaming=streaming)
     if initial_state is not None:
-        _check_state(initial_state, q, k, v, tspow_dim(d, p, d_tile))
+        _check_state(initial_state, q, v, tspow_dim(d, p, d_tile))
     forward = _triton_attention() if _use_triton(backend, q, v) else torch_forward
     with torch.autocast(q.device.type, enabled=False) if cast else nullcontext():
         y, state = forward(
@@ -211,7 +215,7 @@ def _check_options(
         _refuse(f"normalize is True with p = {p}; odd powers can sum to zero: only even p can be normalised")
 
 
-def _check_state(state: PowerState, q: Tensor, k: Tensor, v: Tensor, dim: int) -> None:
+def _check_state(state: PowerState, q: Tensor, v: Tensor, dim: int) -> None:
     """The state that comes in, against what p, d_tile and the inputs make of it."""
     isinstance(state, PowerState) or _refuse(
         f"initial_state is {type(state).__name__}; it must be a PowerState(s, z) or None"

@@ -1,8 +1,9 @@
 """How the Triton kernels cut their work: tile sizes, bricks of state rows, and what is really multiplied.
 
-Pure Python and numpy. The launchers take their tile sizes from here and the ledger counts with the same functions, so
-that the two cannot disagree. Every launch multiplies whole tiles: chunks are rounded up to whole tiles of tokens, and
-attention takes the tiles of `tokens` queries by `rows` keys that hold a causal pair.
+Pure Python and numpy. The portable kernels take their tile sizes from here and the ledger counts with the same
+functions, so that the two cannot disagree; Hopper's kernels name their own (`*_hopper.py`). Every launch multiplies
+whole tiles: chunks are rounded up to whole tiles of tokens, and queries meet the keys of the chunk in those tiles of
+`tokens` by `rows` that hold a causal pair.
 
 Bricks. The rows of the state that share (i_1, ..., i_{p-1}) are a fibre: one product of p - 1 columns of x times the
 columns x[:, start:] (see `feature_map`). The tensor cores want more rows than a narrow fibre has, so a matrix product
@@ -72,9 +73,9 @@ def _token_tile(wanted: int, chunk: int) -> int:
     return min(wanted, max(16, 1 << (chunk - 1).bit_length()))
 
 
-# The sizes below follow the first trials on an H200 (bf16, p = 2, d = e = 64: docs/mathematics.md and the compiler's
-# own count of registers for the other sizes): tiles of 128 tokens, four warps while a float32 accumulator of
-# [tokens, 64] is held and eight beyond. float32 products run on the ordinary cores, which need smaller tiles.
+# The sizes below follow the first trials on an H200 (bf16, p = 2, d = e = 64: docs/kernel-notes.md) and, elsewhere, the
+# compiler's own count of registers: tiles of 128 tokens, four warps while a float32 accumulator of [tokens, 64] is held
+# and eight beyond. float32 products run on the ordinary cores, which need smaller tiles.
 
 
 def attend_tiles(d: int, e: int, chunk: int, itemsize: int) -> Tiles:

@@ -1,4 +1,4 @@
-"""Power attention in plain PyTorch: chunked, differentiable, on any device; the backend of CPUs and of training.
+"""Power attention in plain PyTorch: chunked, differentiable any number of times; for every device, dtype and size.
 
 Chunks are walked in order. In each, the queries attend to the keys of the chunk, block by block so that little of the
 causal triangle is wasted (`_attention`); phi(q) reads the state that came in (`_read_state`); phi(k) moves the state on

@@ -85,34 +85,6 @@ class Forward(NamedTuple):
     a: Tensor | None  # float32 [B, Hk, N, C]
 
 
-def triton_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_g: Tensor | None,
-    *,
-    p: int,
-    chunk_size: int,
-    d_tile: int,
-    scale: float,
-    normalize: bool,
-    initial_state: PowerState | None,
-    return_state: bool,
-) -> tuple[Tensor, PowerState | None]:
-    """y [B, T, H, e] in q's dtype, and the state at the end of the sequence (float32) if asked.
-
-    q [B, T, H, d], k [B, T, Hk, d], v [B, T, Hk, e] in one of bf16, fp16, fp32, any strides (copied unless the last
-    dimension is contiguous); log_g [B, T, Hk] or None; chunk_size at least 1, above T meaning T. Not differentiable.
-    Deterministic: no atomics. Never waits for the device. Raises ValueError for sizes, degrees and dtypes that the
-    kernels lack, and for a normalised odd degree.
-    """
-    done = forward_launches(
-        q, k, v, log_g, p=p, chunk_size=chunk_size, d_tile=d_tile, scale=scale, normalize=normalize,
-        initial_state=initial_state, return_state=return_state, save=False,
-    )  # fmt: skip
-    return done.y, done.state
-
-
 @torch.no_grad()
 def forward_launches(
     q: Tensor,
@@ -130,9 +102,12 @@ def forward_launches(
     save: bool,
     launch: Launcher = call,
 ) -> Forward:
-    """triton_forward, and beside its results those in between that a backward pass reads (den only if `save`).
+    """One forward call: y, the state at the end of the sequence if asked, and what a backward pass reads.
 
-    `launch` makes each launch; it gets the name in the ledger first.
+    q [B, T, H, d], k [B, T, Hk, d], v [B, T, Hk, e] in one of bf16, fp16, fp32, any strides (copied unless the last
+    dimension is contiguous); log_g [B, T, Hk] or None; chunk_size at least 1, above T meaning T. den only if `save`.
+    Deterministic: no atomics. Never waits for the device. `launch` makes each launch; it gets the name in the ledger
+    first. Raises ValueError for sizes, degrees and dtypes that the kernels lack, and for a normalised odd degree.
     """
     d, e, T, Hk = q.shape[-1], v.shape[-1], q.shape[1], k.shape[2]
     check_sizes(p, d, e)

@@ -70,8 +70,8 @@ def triton_backward(
     """dq, dk, dv, dlog_g and the gradient of the initial state, from those of y and of the final state.
 
     The first three in q's dtype, dlog_g in its own (None without gates), the last in float32 (None unless `initial`).
-    dy and y [B, T, H, e]; q, k, v, log_g and the options as in triton_forward; den, r, a and the state `final` as that
-    call made them (`forward_launches` with save). dstate None: no gradient comes through the final state.
+    dy and y [B, T, H, e]; q, k, v, log_g and the options as in `forward_launches`; den, r, a and the state `final` as
+    that call made them, with `save`. dstate None: no gradient comes through the final state.
     Deterministic: no atomics. Never waits for the device. `launch` as in `forward_launches`.
     """
     d, e, T, Hk = q.shape[-1], v.shape[-1], q.shape[1], k.shape[2]

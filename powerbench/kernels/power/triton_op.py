@@ -49,11 +49,12 @@ def triton_attention(
     initial_state: PowerState | None,
     return_state: bool,
 ) -> tuple[Tensor, PowerState | None]:
-    """`triton_forward`, differentiable: arguments, results and errors are the same.
+    """y [B, T, H, e] in q's dtype, and the state at the end of the sequence (float32) if asked; differentiable.
 
-    Where a gradient may be asked for, den float32 [B, T, H] (normalised), the gates' sums a and the states R that come
-    into the chunks (`triton_backend`) are kept beside q, k, v, log_g, y and the final state. First derivatives only:
-    asking for second ones, or for forward mode, raises RuntimeError.
+    Arguments and errors are those of `forward_launches`. Where a gradient may be asked for, den float32 [B, T, H]
+    (normalised), the gates' sums a and the states R that come into the chunks (`triton_backend`) are kept beside q, k,
+    v, log_g, y and the final state. First derivatives only: asking for second ones, or for forward mode, raises
+    RuntimeError.
     """
     s, z = (None, None) if initial_state is None else initial_state
     save = needs_grad(q, k, v, log_g, initial_state)
