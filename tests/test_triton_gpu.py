@@ -159,7 +159,7 @@ def check_gradients(p, d, e, d_tile, *, T=700, chunk_size=300, H=4, Hk=2, gates=
             # Where y is little but the row's own v, dy . v - dy . y is a small difference, and so are these gradients:
             # of single terms p |dy . v| |k| / |<q, k>|, which the rounding of y and v to bf16 leaves. (q . dq: times
             # |q|.) Elements of q, k, v and dy are of order 1, and <q, k> of a row with its own key is of order d.
-            term = p * (e / d) ** 0.5 if name != "dlog_g" else p * e**0.5
+            term = e**0.5 if name == "dlog_g" else p * e**0.5 / d  # |dy . v| is about sqrt(e)
             assert (x - x_want).abs().mean() < BF16 * term, name
 
 

@@ -19,12 +19,21 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
 from powerbench.kernels.power.feature_map import feature_map
-from powerbench.kernels.power.hopper import async_load, copy_rows, packed, row_copy, times, unfolded_pairs, unpacked
+from powerbench.kernels.power.hopper import (
+    async_load,
+    copy_rows,
+    packed,
+    reinterpret,
+    row_copy,
+    times,
+    unfolded_pairs,
+    unpacked,
+)
 from powerbench.kernels.power.tiling import Brick, brick_row_table, brick_table
 
 STATE_ROWS = 64  # rows of a brick: the depth of one product with the state
 # Fields of a step: first row of the state, rows between fibres, i_1 / F, column / C, i_2, i_3, pair of multiplicities.
-STEP_FIELDS = 8
+STEP_FIELDS = gl.constexpr(8)
 
 
 @gluon.jit
@@ -48,8 +57,8 @@ def paired_factors(p_x, stride, n, BM: gl.constexpr, HEAD: gl.constexpr, F: gl.c
         b_f = gl.load(p_x + i * F + (o_r[:, None] * stride + o_f[None, :]), mask=mask, other=0.0)
         f_smem.index(i).store(gl.expand_dims(b_f, 2).broadcast_to([BM, F, 2]))
     async_copy.wait_group(0)
-    f_pairs = f_smem._reinterpret(gl.int32, [HEAD // F, BM, F], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-    return f_pairs, x_smem._reinterpret(gl.int32, [HEAD // C, BM, C // 2], packed(x_layout))
+    f_pairs = reinterpret(f_smem, gl.int32, [HEAD // F, BM, F], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    return f_pairs, reinterpret(x_smem, gl.int32, [HEAD // C, BM, C // 2], packed(x_layout))
 
 
 @gluon.jit
@@ -61,20 +70,20 @@ def paired_columns(p_x, stride, n, BM: gl.constexpr, HEAD: gl.constexpr, num_war
     for i in gl.static_range(HEAD):
         b_x = gl.load(p_x + i + o_r * stride, mask=o_r < n, other=0.0)
         smem.index(i).store(gl.expand_dims(b_x, 1).broadcast_to([BM, 2]))
-    f_pairs = smem._reinterpret(gl.int32, [HEAD, BM, 1], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-    return f_pairs, smem._reinterpret(gl.int32, [HEAD, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    f_pairs = reinterpret(smem, gl.int32, [HEAD, BM, 1], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    return f_pairs, reinterpret(smem, gl.int32, [HEAD, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
 @gluon.jit
 def expanded(step, p_steps, f_smem, column_smem, b_x, cube: gl.constexpr, P: gl.constexpr):
     """phi of one step times its multiplicity: int32 [BM, F, C / 2], pairs of bf16; b_x [BM, C / 2] are its columns."""
-    b_f = f_smem.index(gl.load(p_steps + step * 8 + 2)).load(gl.SliceLayout(2, cube))  # [BM, F]
-    b_f = times(b_f, gl.load(p_steps + step * 8 + 6))
+    b_f = f_smem.index(gl.load(p_steps + step * STEP_FIELDS + 2)).load(gl.SliceLayout(2, cube))  # [BM, F]
+    b_f = times(b_f, gl.load(p_steps + step * STEP_FIELDS + 6))
     if P >= 3:
         row_layout: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, cube))
-        b_c = column_smem.index(gl.load(p_steps + step * 8 + 4)).load(row_layout)  # [BM]
+        b_c = column_smem.index(gl.load(p_steps + step * STEP_FIELDS + 4)).load(row_layout)  # [BM]
         if P == 4:
-            b_c = times(b_c, column_smem.index(gl.load(p_steps + step * 8 + 5)).load(row_layout))
+            b_c = times(b_c, column_smem.index(gl.load(p_steps + step * STEP_FIELDS + 5)).load(row_layout))
         b_f = times(b_f, gl.expand_dims(b_c, 1))
     return times(gl.expand_dims(b_f, 2), gl.expand_dims(b_x, 1))
 
@@ -84,8 +93,8 @@ def copy_state(step, n_steps, p_steps, p_r, r_smem, copy: gl.constexpr, ROWS: gl
                E: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
     """Starts the copy of the state rows of one step."""
     at = gl.minimum(step, n_steps - 1)
-    row_0 = gl.load(p_steps + at * 8)
-    apart = gl.load(p_steps + at * 8 + 1)
+    row_0 = gl.load(p_steps + at * STEP_FIELDS)
+    apart = gl.load(p_steps + at * STEP_FIELDS + 1)
     o_r = gl.arange(0, ROWS, layout=gl.SliceLayout(1, copy))
     o_e = gl.arange(0, E, layout=gl.SliceLayout(0, copy))
     o_row = o_r // C * apart + o_r % C
@@ -123,7 +132,7 @@ def contract_state(
             b_a = unpacked(b_phi, phi_layout, BM, ROWS)
             product = warpgroup_mma(b_a, r_smem.index(at % STAGES), acc, is_async=True)
             after = gl.minimum(at + 1, n_steps - 1)
-            b_x = x_smem.index(gl.load(p_steps + after * 8 + 3)).load(x_layout)
+            b_x = x_smem.index(gl.load(p_steps + after * STEP_FIELDS + 3)).load(x_layout)
             b_next = expanded(after, p_steps, f_smem, column_smem, b_x, cube, P)
             acc, _ = warpgroup_mma_wait(0, deps=[product, b_a])  # the product reads the registers of b_a until here
             b_phi = b_next
@@ -199,7 +208,7 @@ def state_steps_on(device: torch.device, d: int, p: int, d_tile: int, shape: Bri
     """
     first, rows = brick_table(d, p, d_tile, shape), brick_row_table(d, p, d_tile, shape)
     number = len(first)
-    steps = np.zeros((number + number % 2, STEP_FIELDS), dtype=np.int32)
+    steps = np.zeros((number + number % 2, STEP_FIELDS.value), dtype=np.int32)
     steps[:number, 0] = rows[:, 0]
     steps[:number, 1] = rows[:, shape.columns] - rows[:, 0] if shape.fibres > 1 else 0
     steps[:number, 2] = first[:, 1] // shape.fibres
@@ -218,7 +227,7 @@ def prefix_steps_on(device: torch.device, d: int, p: int, d_tile: int) -> tuple[
     """
     prefixes = feature_map(d, p - 1, d_tile)
     number = len(prefixes.indices)
-    steps = np.zeros((number + number % 2, STEP_FIELDS), dtype=np.int32)
+    steps = np.zeros((number + number % 2, STEP_FIELDS.value), dtype=np.int32)
     steps[:number, 2] = prefixes.indices[:, 0]
     steps[:number, 4 : 3 + p - 1] = prefixes.indices[:, 1:]
     steps[:number, 6] = _pairs(prefixes.multiplicity)

@@ -18,8 +18,8 @@ HEAD_DIMS = (32, 64, 128)
 
 # Triton 3.9 renamed these two.
 async_load = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
-if not hasattr(gl.shared_memory_descriptor, "_reinterpret"):
-    gl.shared_memory_descriptor._reinterpret = gl.shared_memory_descriptor.reinterpret
+_descriptor = gl.shared_memory_descriptor
+reinterpret = getattr(_descriptor, "reinterpret", None) or _descriptor._reinterpret
 
 
 def serves(dtype: torch.dtype, device: torch.device, d: int, e: int) -> bool:

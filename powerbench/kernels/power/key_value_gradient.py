@@ -188,12 +188,6 @@ def key_value_gradient(
     B, T, H, d = q.shape
     Hk, e = v.shape[2:]
     C, N = chunks(T, chunk_size)
-    tiles = key_value_gradient_tiles(d, e, C, q.element_size())
-    rows = state_rows(q.element_size())
-    degrees = p, max(p - 1, 1)
-    shape, shape_z = (brick(d, degree, d_tile, rows) for degree in degrees)
-    counts, counts_z = (brick_counts_on(q.device, d, degree, d_tile, rows) for degree in degrees)
-    blocks = triton.cdiv(C, tiles.rows)
     dk = torch.empty(B, T, Hk, d, dtype=k.dtype, device=k.device)
     dv = torch.empty(B, T, Hk, e, dtype=k.dtype, device=k.device)
     kdk = None if a is None else torch.empty(B, T, Hk, dtype=torch.float32, device=k.device)
@@ -207,6 +201,12 @@ def key_value_gradient(
             p=p, chunk_size=C, scale=scale, normalize=normalize, add=dr is not None,
         )  # fmt: skip
         return dk, dv, kdk
+    tiles = key_value_gradient_tiles(d, e, C, q.element_size())
+    rows = state_rows(q.element_size())
+    degrees = p, max(p - 1, 1)
+    shape, shape_z = (brick(d, degree, d_tile, rows) for degree in degrees)
+    counts, counts_z = (brick_counts_on(q.device, d, degree, d_tile, rows) for degree in degrees)
+    blocks = triton.cdiv(C, tiles.rows)
     key_value_gradient_kernel[(blocks * N * B * Hk,)](
         dy, q, k, v, den, delta, a, dr, counts, counts_z, dk, dv, kdk, scale**p,
         T, C, N, 0 if dr is None else dr.shape[2], blocks, sizes.elements, sizes.z_start, sizes.z_width,

@@ -27,7 +27,7 @@ from powerbench.kernels.power.contract_hopper import (
     state_brick,
     state_steps_on,
 )
-from powerbench.kernels.power.hopper import copy_rows, packed, row_copy
+from powerbench.kernels.power.hopper import copy_rows, packed, reinterpret, row_copy
 from powerbench.kernels.power.sizes import StateSizes
 from powerbench.kernels.power.tiling import chunks
 
@@ -103,7 +103,7 @@ def key_value_state_kernel(
         async_copy.commit_group()
         k_pairs, k_columns = paired_columns(p_k, stride_kt, left, BM, HEAD, num_warps)
         async_copy.wait_group(0)
-        v_pairs = v_smem._reinterpret(gl.int32, [1, BM, E // 2], packed(v_layout))
+        v_pairs = reinterpret(v_smem, gl.int32, [1, BM, E // 2], packed(v_layout))
         dk = contract_gradient_state(
             dk, p_e, prefixes_ptr, rows_ptr, n_prefixes, k_pairs, k_columns, v_pairs, P, BM, HEAD, E, GRADIENT_STAGES,
             num_warps,

@@ -196,11 +196,6 @@ def query_gradient(
     B, T, H, d = q.shape
     Hk, e = v.shape[2:]
     C, N = chunks(T, chunk_size)
-    tiles = query_gradient_tiles(d, e, C, q.element_size())
-    rows = state_rows(q.element_size())
-    p_z = max(p - 1, 1)
-    shape_z, counts_z = brick(d, p_z, d_tile, rows), brick_counts_on(q.device, d, p_z, d_tile, rows)
-    blocks = triton.cdiv(C, tiles.tokens)
 
     def written(wanted: bool, *shape: int) -> Tensor | None:
         return torch.empty(shape, dtype=torch.float32, device=q.device) if wanted else None
@@ -216,6 +211,11 @@ def query_gradient(
             p=p, chunk_size=C, d_tile=d_tile, scale=scale, normalize=normalize, first=first,
         )  # fmt: skip
         return out
+    tiles = query_gradient_tiles(d, e, C, q.element_size())
+    rows = state_rows(q.element_size())
+    p_z = max(p - 1, 1)
+    shape_z, counts_z = brick(d, p_z, d_tile, rows), brick_counts_on(q.device, d, p_z, d_tile, rows)
+    blocks = triton.cdiv(C, tiles.tokens)
     query_gradient_kernel[(blocks * N * B * H,)](
         dy, q, k, v, y, den, a, r, counts_z, *out, scale**p,
         T, C, N, first, blocks, sizes.elements, sizes.z_start, tspow_dim(d, p - 1, d_tile) if p > 1 else 1,

@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warp
 from powerbench.kernels.power import hopper
 from powerbench.kernels.power.attend_hopper import MILD, copy_keys, powered
 from powerbench.kernels.power.contract_hopper import contract_gradient_state, paired_columns, prefix_steps_on
-from powerbench.kernels.power.hopper import copy_rows, packed, row_copy
+from powerbench.kernels.power.hopper import copy_rows, packed, reinterpret, row_copy
 from powerbench.kernels.power.sizes import StateSizes
 from powerbench.kernels.power.tiling import chunks
 
@@ -139,7 +139,7 @@ def query_gradient_hopper_kernel(
                 acc = acc * -delta[:, None]
             else:
                 async_copy.wait_group(0)
-            dy_pairs = dy_smem._reinterpret(gl.int32, [1, BM, E // 2], packed(dy_layout))
+            dy_pairs = reinterpret(dy_smem, gl.int32, [1, BM, E // 2], packed(dy_layout))
             acc = contract_gradient_state(
                 acc,
                 p_r,

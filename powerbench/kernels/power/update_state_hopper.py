@@ -23,11 +23,19 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from powerbench.kernels.power.hopper import async_load, row_copy, times, unfolded_row_pairs, unfolded_rows, unpacked
+from powerbench.kernels.power.hopper import (
+    async_load,
+    reinterpret,
+    row_copy,
+    times,
+    unfolded_row_pairs,
+    unfolded_rows,
+    unpacked,
+)
 from powerbench.kernels.power.tiling import Brick, brick_row_table, brick_table, chunks
 
 
-class HopperTiles(NamedTuple):
+class UpdateTiles(NamedTuple):
     """State rows a program (a brick), tokens a step, buffers of the copies, and warps."""
 
     brick: Brick
@@ -84,7 +92,7 @@ def hopper_update_kernel(
     x_smem = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BT, COLS], x_smem_layout)
     u_smem = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BT, E], u_smem_layout)
     f_smem = gl.allocate_shared_memory(gl.bfloat16, [2, FIBRES, BT], gl.SwizzledSharedLayout(2, 1, 16, [1, 0]))
-    f_pairs = f_smem._reinterpret(gl.int32, [2, FIBRES, BT // 2], gl.SwizzledSharedLayout(1, 1, 16, [1, 0]))
+    f_pairs = reinterpret(f_smem, gl.int32, [2, FIBRES, BT // 2], gl.SwizzledSharedLayout(1, 1, 16, [1, 0]))
 
     for step in gl.static_range(STAGES - 2):
         copy_tokens(
@@ -196,9 +204,9 @@ def expanded_tokens(x_smem, f_pairs, x_layout: gl.constexpr, cube: gl.constexpr,
     return times(gl.expand_dims(b_c, 1), gl.expand_dims(b_x, 0))
 
 
-def _tiles(e: int) -> HopperTiles:
+def _tiles(e: int) -> UpdateTiles:
     """The best of those tried on an H200 (docs/kernel-notes.md): 256 rows, a brick of one pair of tiles of 16."""
-    return HopperTiles(Brick(16, 16), 64, 4, 4 if e <= 64 else 8)
+    return UpdateTiles(Brick(16, 16), 64, 4, 4 if e <= 64 else 8)
 
 
 @lru_cache(maxsize=64)
@@ -211,7 +219,7 @@ def _tables_on(device: torch.device, d: int, p: int, d_tile: int, shape: Brick) 
 
 def update_state_hopper(
     x: Tensor, u: Tensor, w: Tensor | None, states: Tensor, *, p: int, chunk_size: int, first: int, d_tile: int,
-    tiles: HopperTiles | None = None,
+    tiles: UpdateTiles | None = None,
 ) -> None:  # fmt: skip
     """Writes S of `states` [B, Hk, n_states, elements] for the chunks from `first` on; arguments as `update_state`.
 
