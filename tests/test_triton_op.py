@@ -319,7 +319,7 @@ def test_checkpoint(monkeypatch):
     want = call(*leaves, p=1, return_state=True)
     runs = counted(monkeypatch)
     sizes, got = kept(lambda: checkpoint(partial(call, p=1, return_state=True), *leaves, use_reentrant=False))
-    assert sizes == sorted(x.numel() for x in leaves)
+    assert [n for n in sizes if n] == sorted(x.numel() for x in leaves)  # torch may keep an empty marker
     assert equal(got, want)
     assert equal(gradients(got, leaves), gradients(want, leaves))
     assert len(runs) == 2

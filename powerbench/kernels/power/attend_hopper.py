@@ -31,7 +31,7 @@ from powerbench.kernels.power.contract_hopper import (
     state_brick,
     state_steps_on,
 )
-from powerbench.kernels.power.hopper import copy_rows, row_copy
+from powerbench.kernels.power.hopper import copy_rows, row_copy, store_rows
 from powerbench.kernels.power.sizes import StateSizes
 from powerbench.kernels.power.tiling import Brick, chunks
 
@@ -119,9 +119,12 @@ def attend_hopper_kernel(
     rows_left = length - row_0
     p_a = a_ptr
     a_ref = 0.0
+    last = gl.minimum(BM, rows_left) - 1
+    mild = True
     if GATED:
         p_a = a_ptr + (i_bhk * n_chunks + i_n) * chunk
         a_ref = gl.load(p_a + row_0)
+        mild = a_ref - gl.load(p_a + row_0 + last) < MILD
 
     acc = gl.zeros([BM, E], gl.float32, acc_layout)
     den = gl.zeros([BM], gl.float32, row_layout)
@@ -208,18 +211,18 @@ def attend_hopper_kernel(
         scores, acc, _ = warpgroup_mma_wait(0, deps=[scores, acc, b_p])
 
     o_i = gl.arange(0, BM, layout=s_row)
-    den += gl.convert_layout(gl.sum(sums, 1), row_layout)
-    mild = True
+    o_m = gl.arange(0, BM, layout=row_layout)
+    # Where it is mild and the output normalised, what all of a row has in common cancels.
+    KEEP_DECAY: gl.constexpr = GATED and (SAVE_DEN or not NORMALIZE)
     b_decay = gl.full([BM], 1.0, gl.float32, row_layout)
+    if KEEP_DECAY:
+        b_decay = gl.exp(gl.load(p_a + row_0 + gl.minimum(o_m, last)) - a_ref)
     if GATED:
-        last = gl.minimum(BM, rows_left) - 1
-        mild = a_ref - gl.load(p_a + row_0 + last) < MILD
-        o_r = gl.minimum(gl.arange(0, BM, layout=row_layout), last)
-        b_decay = gl.exp(gl.load(p_a + row_0 + o_r) - a_ref)
         if not mild:
-            acc = acc * b_decay[:, None]
-            den = den * b_decay
-    sums = lane_sums(gl.zeros([BM, BN], gl.float32, s_layout), BM, BN)
+            b_lost = gl.exp(gl.load(p_a + row_0 + gl.minimum(o_m, last)) - a_ref)
+            acc = acc * b_lost[:, None]
+            den = den * b_lost
+            sums = sums * gl.convert_layout(b_lost, gl.SliceLayout(1, sums.type.layout))[:, None]
     for i in gl.static_range(BM // BN):
         j = n_before + i
         b_p = powered(scores, P)
@@ -256,24 +259,22 @@ def attend_hopper_kernel(
             acc, _ = warpgroup_mma_wait(0, deps=[acc, b_p])
     async_copy.wait_group(0)
     den += gl.convert_layout(gl.sum(sums, 1), row_layout)
-    if GATED:
-        if mild:
-            acc = acc * b_decay[:, None]
-            den = den * b_decay
-
-    o_m = gl.arange(0, BM, layout=row_layout)
-    o_row = (i_b * seqlen + start + row_0 + o_m) * HEADS + i_h  # int64 [BM]: rows of y and den
+    o_row = (i_b * seqlen + start + row_0) * HEADS + i_h  # int64: first row of y and den
     if NORMALIZE:
         # Row 0 sees one key: rounded as its weight was, den makes y_0 exactly v_0. Else dy . v_0 - dy . y_0, which is
         # 0, would come out of the backward pass as an error over <q_0, k_0>.
         den = gl.where((o_m == 0) & (row_0 == 0) & (i_n < first), den.to(gl.bfloat16).to(gl.float32), den)
-        b_y = acc / den[:, None]
+        b_scale = 1.0 / den
         if SAVE_DEN:
-            gl.store(den_ptr + o_row, den, mask=o_m < rows_left)
+            if GATED:
+                den = gl.where(mild, den * b_decay, den)
+            gl.store(den_ptr + o_row + o_m * HEADS, den, mask=o_m < rows_left)
     else:
-        b_y = acc * scale_p
-    o_e = gl.arange(0, E, layout=gl.SliceLayout(0, acc_layout))
-    gl.store(y_ptr + o_row[:, None] * E + o_e[None, :], b_y.to(y_ptr.dtype.element_ty), mask=(o_m < rows_left)[:, None])
+        b_scale = gl.full([BM], 1.0, gl.float32, row_layout) * scale_p
+        if GATED:
+            b_scale = gl.where(mild, b_scale * b_decay, b_scale)
+    b_y = (acc * b_scale[:, None]).to(y_ptr.dtype.element_ty)
+    store_rows(y_ptr + o_row * E, HEADS * E, rows_left, b_y, v_copy)
 
 
 def serves(dtype: torch.dtype, device: torch.device, d: int, e: int, p: int, d_tile: int, *, with_state: bool) -> bool:

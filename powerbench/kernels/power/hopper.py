@@ -99,6 +99,18 @@ def copy_rows(p_x, stride, n, smem, copy: gl.constexpr, ROWS: gl.constexpr, WIDT
 
 
 @gluon.jit
+def store_rows(p_x, stride, n, b_x, copy: gl.constexpr):
+    """Writes the first n rows of b_x [ROWS, WIDTH] to p_x, `stride` apart, 16 bytes a thread.
+
+    From the layout of a product a warp would write pieces of 16 bytes.
+    """
+    o_r = gl.arange(0, b_x.shape[0], layout=gl.SliceLayout(1, copy))
+    o_c = gl.arange(0, b_x.shape[1], layout=gl.SliceLayout(0, copy))
+    mask = (o_r[:, None] < n) & (o_c[None, :] >= 0)
+    gl.store(p_x + (o_r[:, None] * stride + o_c[None, :]), gl.convert_layout(b_x, copy), mask=mask)
+
+
+@gluon.jit
 def times(x, y):
     """Product of two bf16 pairs, packed in an int32 each."""
     return gl.inline_asm_elementwise("mul.bf16x2 $0, $1, $2;", "=r,r,r", [x, y], dtype=gl.int32, is_pure=True, pack=1)

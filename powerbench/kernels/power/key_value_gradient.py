@@ -28,17 +28,20 @@ from powerbench.kernels.power.tiling import brick, chunks, key_value_gradient_ti
 
 @triton.jit
 def gradient_of_keys(
-    b_dk, b_dv, b_k, b_v, b_aj, a_ref, o_i, o_j, i_g, p_q, p_dy, p_den, p_delta, p_a, scale_p, length,
+    b_dk, b_dv, b_kdk, b_k, b_v, b_aj, a_ref, o_i, o_j, i_g, p_q, p_dy, p_den, p_delta, p_a, scale_p, length,
     stride_qt, stride_qh, stride_dyt, stride_dyh,
     HEADS: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr,
     NORMALIZE: tl.constexpr, DIAGONAL: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr,
 ):  # fmt: skip
-    """(b_dk, b_dv), dk without its p, plus the queries o_i [BM] of head i_g. Off the diagonal gates count to a_ref."""
+    """(b_dk, b_dv, b_kdk), dk and k . dk without their p, plus the queries o_i [BM] of head i_g.
+
+    Off the diagonal gates count to a_ref.
+    """
     m_i = o_i < length
     p_qi = p_q + i_g.to(tl.int64) * stride_qh + o_i.to(tl.int64)[:, None] * stride_qt + tl.arange(0, HEAD)[None, :]
     p_dyi = p_dy + i_g.to(tl.int64) * stride_dyh + o_i.to(tl.int64)[:, None] * stride_dyt + tl.arange(0, E)[None, :]
     b_q = tl.load(p_qi, mask=m_i[:, None], other=0.0)  # [BM, HEAD]
-    b_dy = tl.load(p_dyi, mask=m_i[:, None], other=0.0).to(OP)  # [BM, E]
+    b_dy = tl.load(p_dyi, mask=m_i[:, None], other=0.0)  # [BM, E]
     b_w = tl.zeros([o_i.shape[0]], tl.float32) + scale_p  # [BM]
     if NORMALIZE:
         o_row = o_i.to(tl.int64) * HEADS + i_g
@@ -54,12 +57,16 @@ def gradient_of_keys(
     b_f *= b_w[None, :]
     if DIAGONAL:
         b_f = tl.where(o_j[:, None] <= o_i[None, :], b_f, 0.0)
-    b_dv = tl.dot((b_f * b_s).to(OP), b_dy, b_dv, input_precision="ieee")
-    b_ds = tl.dot(b_v, tl.trans(b_dy), input_precision="ieee")  # [BN, BM]
+    b_ds = tl.dot(b_v, tl.trans(b_dy.to(SCORES)), input_precision="ieee")  # [BN, BM]
     if NORMALIZE:
         b_ds -= tl.load(p_delta + o_row, mask=m_i, other=0.0)[None, :]
-    b_dk = tl.dot((b_f * b_ds).to(OP), b_q.to(OP), b_dk, input_precision="ieee")
-    return b_dk, b_dv
+    b_p = b_f * b_s
+    if GATED and P >= 2:
+        b_kdk += tl.sum(b_p * b_ds, 1)
+    b_dv = tl.dot(b_p.to(OP), b_dy.to(OP), b_dv, input_precision="ieee")
+    b_ds *= b_f
+    b_dk = tl.dot(b_ds.to(OP), b_q.to(OP), b_dk, input_precision="ieee")
+    return b_dk, b_dv, b_kdk
 
 
 @triton.jit
@@ -103,6 +110,7 @@ def key_value_gradient_kernel(
     b_v = tl.load(p_v[:, None] + o_e[None, :], mask=m_j[:, None], other=0.0)  # [BN, E]
     b_dk = tl.zeros([BN, HEAD], tl.float32)
     b_dv = tl.zeros([BN, E], tl.float32)
+    b_kdk = tl.zeros([BN], tl.float32)
     p_a, a_ref, b_aj = a_ptr, 0.0, tl.zeros([BN], tl.float32)
     if GATED:
         p_a = a_ptr + (i_bh * n_chunks + i_n) * chunk
@@ -126,16 +134,19 @@ def key_value_gradient_kernel(
             decay = tl.exp(tl.load(p_a + chunk - 1) - a_ref)
             b_dk *= decay
             b_dv *= decay
+            if P >= 2:
+                b_x = tl.load(p_k[:, None] + o_d[None, :], mask=m_j[:, None], other=0.0)
+                b_kdk = tl.sum(b_dk * b_x.to(tl.float32), 1)
 
     # After the block's last row exp(a_i - a_j) is exp(a_i - a_ref) * exp(a_ref - a_j), a_ref that row's: both are at
     # most 1, and the exponentials are of vectors instead of a [BN, BM] tile.
     b_k = tl.load(p_k[:, None] + o_d[None, :], mask=m_j[:, None], other=0.0).to(SCORES)  # [BN, HEAD]
-    b_v_op = b_v.to(OP)
+    b_v = b_v.to(SCORES)
     after = row_0 + tl.maximum(BM, BN)
     n_after = tl.cdiv(tl.maximum(length - after, 0), BM)
     for step in range(0, n_after * GROUP):
-        b_dk, b_dv = gradient_of_keys(
-            b_dk, b_dv, b_k, b_v_op, b_aj, a_ref, after + step % n_after * BM + o_i, o_j, step // n_after,
+        b_dk, b_dv, b_kdk = gradient_of_keys(
+            b_dk, b_dv, b_kdk, b_k, b_v, b_aj, a_ref, after + step % n_after * BM + o_i, o_j, step // n_after,
             p_q, p_dy, p_den, p_delta, p_a, scale_p, length, stride_qt, stride_qh, stride_dyt, stride_dyh,
             HEADS, P, HEAD, E, GATED, NORMALIZE, False, SCORES, OP,
         )  # fmt: skip
@@ -143,10 +154,11 @@ def key_value_gradient_kernel(
         b_decay = tl.exp(a_ref - b_aj)
         b_dk *= b_decay[:, None]
         b_dv *= b_decay[:, None]
+        b_kdk *= b_decay
     n_here = tl.cdiv(tl.minimum(length - row_0, BN), BM)
     for step in range(0, n_here * GROUP):
-        b_dk, b_dv = gradient_of_keys(
-            b_dk, b_dv, b_k, b_v_op, b_aj, a_ref, row_0 + step % n_here * BM + o_i, o_j, step // n_here,
+        b_dk, b_dv, b_kdk = gradient_of_keys(
+            b_dk, b_dv, b_kdk, b_k, b_v, b_aj, a_ref, row_0 + step % n_here * BM + o_i, o_j, step // n_here,
             p_q, p_dy, p_den, p_delta, p_a, scale_p, length, stride_qt, stride_qh, stride_dyt, stride_dyh,
             HEADS, P, HEAD, E, GATED, NORMALIZE, True, SCORES, OP,
         )  # fmt: skip
@@ -154,8 +166,11 @@ def key_value_gradient_kernel(
     b_dk *= P
     o_out = (i_b * seqlen + start + o_j) * (HEADS // GROUP) + i_h  # int64 [BN]: rows of dk, dv and k . dk
     if GATED:
-        b_x = tl.load(p_k[:, None] + o_d[None, :], mask=m_j[:, None], other=0.0)
-        tl.store(kdk_ptr + o_out, tl.sum(b_dk * b_x.to(tl.float32), 1), mask=m_j)
+        if P >= 2:
+            b_kdk *= P
+        else:
+            b_kdk = tl.sum(b_dk * b_k.to(tl.float32), 1)
+        tl.store(kdk_ptr + o_out, b_kdk, mask=m_j)
     tl.store(dk_ptr + o_out[:, None] * HEAD + o_d[None, :], b_dk.to(dk_ptr.dtype.element_ty), mask=m_j[:, None])
     tl.store(dv_ptr + o_out[:, None] * E + o_e[None, :], b_dv.to(dv_ptr.dtype.element_ty), mask=m_j[:, None])
 

@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
 from powerbench.kernels.power.attend_hopper import MILD, powered
-from powerbench.kernels.power.hopper import copy_rows, row_copy
+from powerbench.kernels.power.hopper import copy_rows, row_copy, store_rows
 from powerbench.kernels.power.tiling import chunks
 
 
@@ -311,18 +311,19 @@ def key_value_hopper_kernel(
     o_v = gl.arange(0, BM, layout=dv_row)
     o_d = gl.arange(0, HEAD, layout=gl.SliceLayout(0, dk_layout))
     o_e = gl.arange(0, E, layout=gl.SliceLayout(0, dv_layout))
-    p_dk = dk_ptr + o_row * HEAD + (o_k * (HEADS // GROUP * HEAD))[:, None] + o_d[None, :]
-    p_dv = dv_ptr + o_row * E + (o_v * (HEADS // GROUP * E))[:, None] + o_e[None, :]
-    m_dk = (o_k < rows_left)[:, None] & (o_d >= 0)[None, :]
-    m_dv = (o_v < rows_left)[:, None] & (o_e >= 0)[None, :]
     if ADD:
+        p_dk = dk_ptr + o_row * HEAD + (o_k * (HEADS // GROUP * HEAD))[:, None] + o_d[None, :]
+        p_dv = dv_ptr + o_row * E + (o_v * (HEADS // GROUP * E))[:, None] + o_e[None, :]
+        m_dk = (o_k < rows_left)[:, None] & (o_d >= 0)[None, :]
+        m_dv = (o_v < rows_left)[:, None] & (o_e >= 0)[None, :]
         b_dk += gl.load(p_dk, mask=m_dk, other=0.0).to(gl.float32)
         b_dv += gl.load(p_dv, mask=m_dv, other=0.0).to(gl.float32)
     if GATED:
         b_kdk = gl.sum(b_dk * k_smem.load(dk_layout).to(gl.float32), 1)
         gl.store(kdk_ptr + o_row + o_k * (HEADS // GROUP), b_kdk, mask=o_k < rows_left)
-    gl.store(p_dk, b_dk.to(dk_ptr.dtype.element_ty), mask=m_dk)
-    gl.store(p_dv, b_dv.to(dv_ptr.dtype.element_ty), mask=m_dv)
+    HEADS_OUT: gl.constexpr = HEADS // GROUP
+    store_rows(dk_ptr + o_row * HEAD, HEADS_OUT * HEAD, rows_left, b_dk.to(dk_ptr.dtype.element_ty), q_copy)
+    store_rows(dv_ptr + o_row * E, HEADS_OUT * E, rows_left, b_dv.to(dv_ptr.dtype.element_ty), dy_copy)
 
 
 def _tiles(d: int, e: int) -> KeyValueTiles:

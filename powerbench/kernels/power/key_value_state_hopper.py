@@ -27,7 +27,7 @@ from powerbench.kernels.power.contract_hopper import (
     state_brick,
     state_steps_on,
 )
-from powerbench.kernels.power.hopper import copy_rows, packed, reinterpret, row_copy
+from powerbench.kernels.power.hopper import copy_rows, packed, reinterpret, row_copy, store_rows
 from powerbench.kernels.power.sizes import StateSizes
 from powerbench.kernels.power.tiling import chunks
 
@@ -80,7 +80,7 @@ def key_value_state_kernel(
         if P >= 3:
             _, columns = paired_columns(p_k, stride_kt, left, BM, HEAD, num_warps)
         acc = contract_state(acc, p_e, steps_ptr, n_steps, f_pairs, x_pairs, columns, P, BM, E, F, C, STAGES, num_warps)
-    store_decayed(acc, dv_ptr + row_out * E, p_a, chunk, row_0, left, 1.0, HEADS, GATED, BM, E)
+    store_decayed(acc, dv_ptr + row_out * E, p_a, chunk, row_0, left, 1.0, HEADS, GATED, BM, E, num_warps)
 
     dk = gl.zeros([BM, HEAD], gl.float32, dk_layout)
     if has_future:
@@ -108,12 +108,12 @@ def key_value_state_kernel(
             dk, p_e, prefixes_ptr, rows_ptr, n_prefixes, k_pairs, k_columns, v_pairs, P, BM, HEAD, E, GRADIENT_STAGES,
             num_warps,
         )  # fmt: skip
-    store_decayed(dk, dk_ptr + row_out * HEAD, p_a, chunk, row_0, left, P, HEADS, GATED, BM, HEAD)
+    store_decayed(dk, dk_ptr + row_out * HEAD, p_a, chunk, row_0, left, P, HEADS, GATED, BM, HEAD, num_warps)
 
 
 @gluon.jit
 def store_decayed(acc, p_out, p_a, chunk, row_0, left, factor, HEADS: gl.constexpr, GATED: gl.constexpr,
-                  BM: gl.constexpr, WIDTH: gl.constexpr):  # fmt: skip
+                  BM: gl.constexpr, WIDTH: gl.constexpr, num_warps: gl.constexpr):  # fmt: skip
     """acc [BM, WIDTH] times factor and exp(A - a_j), to rows HEADS apart."""
     row_layout: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
     o_m = gl.arange(0, BM, layout=row_layout)
@@ -121,9 +121,7 @@ def store_decayed(acc, p_out, p_a, chunk, row_0, left, factor, HEADS: gl.constex
     if GATED:
         b_a = gl.load(p_a + row_0 + gl.minimum(o_m, left - 1))
         b_w = b_w * gl.exp(gl.minimum(gl.load(p_a + chunk - 1) - b_a, 0.0))
-    o_c = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, acc.type.layout))
-    out = (acc * b_w[:, None]).to(p_out.dtype.element_ty)
-    gl.store(p_out + (o_m * (HEADS * WIDTH))[:, None] + o_c[None, :], out, mask=(o_m < left)[:, None])
+    store_rows(p_out, HEADS * WIDTH, left, (acc * b_w[:, None]).to(p_out.dtype.element_ty), row_copy(WIDTH, num_warps))
 
 
 def _tiles(d: int, e: int) -> KeyStateTiles:

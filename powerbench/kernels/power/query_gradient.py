@@ -28,11 +28,11 @@ from powerbench.kernels.power.tiling import brick, chunks, query_gradient_tiles,
 
 @triton.jit
 def gradient_of_queries(
-    b_dq, b_q, b_dy, b_delta, b_ai, a_ref, o_i, o_j, p_k, p_v, p_a, length, stride_kt, stride_vt,
+    b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, a_ref, o_i, o_j, p_k, p_v, p_a, length, stride_kt, stride_vt,
     P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr, NORMALIZE: tl.constexpr,
     DIAGONAL: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr,
 ):  # fmt: skip
-    """b_dq plus the keys o_j [BN], without p r_i. Off the diagonal there is no mask, and gates count from a_ref."""
+    """(b_dq, b_qdq) plus the keys o_j [BN], without p r_i. Off the diagonal no mask, and gates count from a_ref."""
     p_kj = p_k + o_j.to(tl.int64)[:, None] * stride_kt + tl.arange(0, HEAD)[None, :]
     p_vj = p_v + o_j.to(tl.int64)[:, None] * stride_vt + tl.arange(0, E)[None, :]
     if DIAGONAL:
@@ -42,7 +42,7 @@ def gradient_of_queries(
     else:
         b_k = tl.load(p_kj)
         b_v = tl.load(p_vj)
-    b_ds = tl.dot(b_dy, tl.trans(b_v.to(OP)), input_precision="ieee")  # [BM, BN]
+    b_ds = tl.dot(b_dy, tl.trans(b_v.to(SCORES)), input_precision="ieee")  # [BM, BN]
     if NORMALIZE:
         b_ds -= b_delta[:, None]
     if P >= 2:
@@ -56,7 +56,9 @@ def gradient_of_queries(
         b_ds = tl.where(m_ij, b_ds, 0.0)
     elif GATED:
         b_ds *= tl.exp(a_ref - tl.load(p_a + o_j))[None, :]
-    return tl.dot(b_ds.to(OP), b_k.to(OP), b_dq, input_precision="ieee")
+    if GATED and P >= 2:
+        b_qdq += tl.sum(b_ds * b_s, 1)
+    return tl.dot(b_ds.to(OP), b_k.to(OP), b_dq, input_precision="ieee"), b_qdq
 
 
 @triton.jit
@@ -122,7 +124,7 @@ def query_gradient_kernel(
         tl.store(zw_ptr + o_w, -b_delta * b_w, mask=o_i < chunk)
 
     b_dq = tl.zeros([BM, HEAD], tl.float32)
-    b_dy_op = b_dy.to(OP)
+    b_qdq = tl.zeros([BM], tl.float32)
     if STATE:
         has_state = (i_n >= first).to(tl.int32)
         p_r = r_ptr + (i_bhk * (n_chunks - first) + tl.maximum(i_n - first, 0)) * elements
@@ -134,25 +136,34 @@ def query_gradient_kernel(
         b_dq = contract_gradient(b_dq, p_q, m_i, b_dy, p_r, n_prefixes, has_state, P, HEAD, E, W, OP)
         if GATED:  # up to the block's first row; from there on with the keys, below
             b_dq *= tl.exp(a_ref)
+            if P >= 2:
+                b_x = tl.load(p_q[:, None] + o_d[None, :], mask=m_i[:, None], other=0.0)
+                b_qdq = tl.sum(b_dq * b_x.to(tl.float32), 1)
 
     # Before the block's first row exp(a_i - a_j) is exp(a_i - a_ref) * exp(a_ref - a_j), as in attend.
     b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m_i[:, None], other=0.0).to(SCORES)  # [BM, HEAD]
+    b_dy = b_dy.to(SCORES)
     for j in range(0, row_0, BN):
-        b_dq = gradient_of_queries(
-            b_dq, b_q, b_dy_op, b_delta, b_ai, a_ref, o_i, j + o_j, p_k, p_v, p_a, length, stride_kt, stride_vt,
+        b_dq, b_qdq = gradient_of_queries(
+            b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, a_ref, o_i, j + o_j, p_k, p_v, p_a, length, stride_kt, stride_vt,
             P, HEAD, E, GATED, NORMALIZE, False, SCORES, OP,
         )  # fmt: skip
     if GATED:
-        b_dq *= tl.exp(b_ai - a_ref)[:, None]
+        b_decay = tl.exp(b_ai - a_ref)
+        b_dq *= b_decay[:, None]
+        b_qdq *= b_decay
     for j in range(row_0, tl.minimum(row_0 + BM, length), BN):
-        b_dq = gradient_of_queries(
-            b_dq, b_q, b_dy_op, b_delta, b_ai, a_ref, o_i, j + o_j, p_k, p_v, p_a, length, stride_kt, stride_vt,
+        b_dq, b_qdq = gradient_of_queries(
+            b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, a_ref, o_i, j + o_j, p_k, p_v, p_a, length, stride_kt, stride_vt,
             P, HEAD, E, GATED, NORMALIZE, True, SCORES, OP,
         )  # fmt: skip
     b_dq *= (P * b_r)[:, None]
     if GATED:
-        b_x = tl.load(p_q[:, None] + o_d[None, :], mask=m_i[:, None], other=0.0)
-        tl.store(qdq_ptr + o_row, tl.sum(b_dq * b_x.to(tl.float32), 1), mask=m_i)
+        if P >= 2:
+            b_qdq *= P * b_r
+        else:
+            b_qdq = tl.sum(b_dq * b_q.to(tl.float32), 1)
+        tl.store(qdq_ptr + o_row, b_qdq, mask=m_i)
     tl.store(dq_ptr + o_row[:, None] * HEAD + o_d[None, :], b_dq.to(dq_ptr.dtype.element_ty), mask=m_i[:, None])
 
 

@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warp
 from powerbench.kernels.power import hopper
 from powerbench.kernels.power.attend_hopper import MILD, copy_keys, powered
 from powerbench.kernels.power.contract_hopper import contract_gradient_state, paired_columns, prefix_steps_on
-from powerbench.kernels.power.hopper import copy_rows, packed, reinterpret, row_copy
+from powerbench.kernels.power.hopper import copy_rows, packed, reinterpret, row_copy, store_rows
 from powerbench.kernels.power.sizes import StateSizes
 from powerbench.kernels.power.tiling import chunks
 
@@ -252,8 +252,8 @@ def query_gradient_hopper_kernel(
     if GATED:
         b_x = q_smem.load(acc_layout).to(gl.float32)
         gl.store(qdq_ptr + o_row, gl.sum(acc * b_x, 1), mask=m_row)
-    o_d = gl.arange(0, HEAD, layout=gl.SliceLayout(0, acc_layout))
-    gl.store(dq_ptr + o_row[:, None] * HEAD + o_d[None, :], acc.to(dq_ptr.dtype.element_ty), mask=m_row[:, None])
+    p_dq = dq_ptr + ((i_b * seqlen + start + row_0) * HEADS + i_h) * HEAD
+    store_rows(p_dq, HEADS * HEAD, rows_left, acc.to(dq_ptr.dtype.element_ty), q_copy)
 
 
 def serves(dtype: torch.dtype, device: torch.device, d: int, e: int, p: int, *, with_state: bool, with_z: bool) -> bool:
