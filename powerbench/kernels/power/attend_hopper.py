@@ -119,12 +119,9 @@ def attend_hopper_kernel(
     rows_left = length - row_0
     p_a = a_ptr
     a_ref = 0.0
-    last = gl.minimum(BM, rows_left) - 1
-    mild = True
     if GATED:
         p_a = a_ptr + (i_bhk * n_chunks + i_n) * chunk
         a_ref = gl.load(p_a + row_0)
-        mild = a_ref - gl.load(p_a + row_0 + last) < MILD
 
     acc = gl.zeros([BM, E], gl.float32, acc_layout)
     den = gl.zeros([BM], gl.float32, row_layout)
@@ -168,6 +165,10 @@ def attend_hopper_kernel(
                 acc = acc * gl.exp(a_ref)
                 den = den * gl.exp(a_ref)
 
+    last = gl.minimum(BM, rows_left) - 1
+    mild = True
+    if GATED:
+        mild = a_ref - gl.load(p_a + row_0 + last) < MILD
     k_smem = gl.allocate_shared_memory(
         gl.bfloat16, [KEY_STAGES, BN, HEAD], gl.NVMMASharedLayout.get_default_for([BN, HEAD], gl.bfloat16)
     )
@@ -274,7 +275,7 @@ def attend_hopper_kernel(
         if GATED:
             b_scale = gl.where(mild, b_scale * b_decay, b_scale)
     b_y = (acc * b_scale[:, None]).to(y_ptr.dtype.element_ty)
-    store_rows(y_ptr + o_row * E, HEADS * E, rows_left, b_y, v_copy)
+    store_rows(y_ptr + o_row * E, HEADS * E, rows_left, b_y, num_warps)
 
 
 def serves(dtype: torch.dtype, device: torch.device, d: int, e: int, p: int, d_tile: int, *, with_state: bool) -> bool:

@@ -98,16 +98,28 @@ def copy_rows(p_x, stride, n, smem, copy: gl.constexpr, ROWS: gl.constexpr, WIDT
     async_load(smem, p_x + (o_r[:, None] * stride + o_c[None, :]), mask=mask)
 
 
+@gluon.constexpr_function
+def row_store(width, num_warps):
+    """Layout in which rows of `width` 16-bit elements are written: 16 bytes a thread.
+
+    Other rows than in `row_copy`: with the same ones the compiler would keep their offsets in registers from the first
+    copy to the last store, through all loops.
+    """
+    across = min(width // 8, 32)
+    return gl.BlockedLayout([4, 8], [32 // across, across], [num_warps, 1], [1, 0])
+
+
 @gluon.jit
-def store_rows(p_x, stride, n, b_x, copy: gl.constexpr):
-    """Writes the first n rows of b_x [ROWS, WIDTH] to p_x, `stride` apart, 16 bytes a thread.
+def store_rows(p_x, stride, n, b_x, num_warps: gl.constexpr):
+    """Writes the first n rows of b_x [ROWS, WIDTH] to p_x, `stride` apart, whole rows together.
 
     From the layout of a product a warp would write pieces of 16 bytes.
     """
-    o_r = gl.arange(0, b_x.shape[0], layout=gl.SliceLayout(1, copy))
-    o_c = gl.arange(0, b_x.shape[1], layout=gl.SliceLayout(0, copy))
+    layout: gl.constexpr = row_store(b_x.shape[1], num_warps)
+    o_r = gl.arange(0, b_x.shape[0], layout=gl.SliceLayout(1, layout))
+    o_c = gl.arange(0, b_x.shape[1], layout=gl.SliceLayout(0, layout))
     mask = (o_r[:, None] < n) & (o_c[None, :] >= 0)
-    gl.store(p_x + (o_r[:, None] * stride + o_c[None, :]), gl.convert_layout(b_x, copy), mask=mask)
+    gl.store(p_x + (o_r[:, None] * stride + o_c[None, :]), gl.convert_layout(b_x, layout), mask=mask)
 
 
 @gluon.jit

@@ -322,8 +322,8 @@ def key_value_hopper_kernel(
         b_kdk = gl.sum(b_dk * k_smem.load(dk_layout).to(gl.float32), 1)
         gl.store(kdk_ptr + o_row + o_k * (HEADS // GROUP), b_kdk, mask=o_k < rows_left)
     HEADS_OUT: gl.constexpr = HEADS // GROUP
-    store_rows(dk_ptr + o_row * HEAD, HEADS_OUT * HEAD, rows_left, b_dk.to(dk_ptr.dtype.element_ty), q_copy)
-    store_rows(dv_ptr + o_row * E, HEADS_OUT * E, rows_left, b_dv.to(dv_ptr.dtype.element_ty), dy_copy)
+    store_rows(dk_ptr + o_row * HEAD, HEADS_OUT * HEAD, rows_left, b_dk.to(dk_ptr.dtype.element_ty), num_warps)
+    store_rows(dv_ptr + o_row * E, HEADS_OUT * E, rows_left, b_dv.to(dv_ptr.dtype.element_ty), num_warps)
 
 
 def _tiles(d: int, e: int) -> KeyValueTiles:

@@ -121,7 +121,7 @@ def store_decayed(acc, p_out, p_a, chunk, row_0, left, factor, HEADS: gl.constex
     if GATED:
         b_a = gl.load(p_a + row_0 + gl.minimum(o_m, left - 1))
         b_w = b_w * gl.exp(gl.minimum(gl.load(p_a + chunk - 1) - b_a, 0.0))
-    store_rows(p_out, HEADS * WIDTH, left, (acc * b_w[:, None]).to(p_out.dtype.element_ty), row_copy(WIDTH, num_warps))
+    store_rows(p_out, HEADS * WIDTH, left, (acc * b_w[:, None]).to(p_out.dtype.element_ty), num_warps)
 
 
 def _tiles(d: int, e: int) -> KeyStateTiles:

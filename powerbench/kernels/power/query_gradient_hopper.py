@@ -253,7 +253,7 @@ def query_gradient_hopper_kernel(
         b_x = q_smem.load(acc_layout).to(gl.float32)
         gl.store(qdq_ptr + o_row, gl.sum(acc * b_x, 1), mask=m_row)
     p_dq = dq_ptr + ((i_b * seqlen + start + row_0) * HEADS + i_h) * HEAD
-    store_rows(p_dq, HEADS * HEAD, rows_left, acc.to(dq_ptr.dtype.element_ty), q_copy)
+    store_rows(p_dq, HEADS * HEAD, rows_left, acc.to(dq_ptr.dtype.element_ty), num_warps)
 
 
 def serves(dtype: torch.dtype, device: torch.device, d: int, e: int, p: int, *, with_state: bool, with_z: bool) -> bool:
