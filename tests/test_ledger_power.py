@@ -196,7 +196,7 @@ def test_executed_flops_of_the_triton_backend_are_its_dots(monkeypatch, p, d_til
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_tiles_wider_than_a_brick(monkeypatch, itemsize):
     """d = e = 128, whose tiles of 16 bits are of queries and keys as unequal as they get."""
-    problem = Problem(1, 150, 1, 1, 128, 128, "fp16" if itemsize == 2 else "fp32", False)
+    problem = Problem(1, 150, 1, 1, 128, 128, "bf16" if itemsize == 2 else "fp32", False)
     one = case("power-triton", problem, "fwd+bwd", p=1, d_tile=128, chunk_size=140)
     kernel = KERNELS["power-triton"]
     found = counted_dots(monkeypatch, kernel.phases(one, make_inputs(problem, torch.device("cpu"), 0)))

@@ -48,10 +48,10 @@ def attend_keys(
     if DIAGONAL:
         m_j = o_j < length
         b_k = tl.load(p_kj, mask=m_j[:, None], other=0.0).to(SCORES)  # [BN, HEAD]
-        b_v = tl.load(p_vj, mask=m_j[:, None], other=0.0).to(OP)  # [BN, E]
+        b_v = tl.load(p_vj, mask=m_j[:, None], other=0.0)  # [BN, E]
     else:
         b_k = tl.load(p_kj).to(SCORES)
-        b_v = tl.load(p_vj).to(OP)
+        b_v = tl.load(p_vj)
     b_p = power(tl.dot(b_q, tl.trans(b_k), input_precision="ieee"), P)  # [BM, BN]
     if DIAGONAL:
         m_ij = o_i[:, None] >= o_j[None, :]
@@ -63,7 +63,14 @@ def attend_keys(
         b_p *= tl.exp(a_ref - tl.load(p_a + o_j))[None, :]
     if NORMALIZE:
         b_den += tl.sum(b_p, 1)
-    return tl.dot(b_p.to(OP), b_v, b_num, input_precision="ieee"), b_den
+    b_p = b_p.to(OP)
+    b_v_op = b_v.to(OP)
+    b_num = tl.dot(b_p, b_v_op, b_num, input_precision="ieee")
+    if b_v.dtype == tl.float16 and b_p.dtype == tl.bfloat16:
+        # The bits of v that bf16 lacks: dy . v_j - dy . y_i of the backward pass must vanish where y_i is v_j.
+        b_v_rest = b_v.to(tl.float32) - b_v_op.to(tl.float32)
+        b_num = tl.dot(b_p, b_v_rest.to(OP), b_num, input_precision="ieee")
+    return b_num, b_den
 
 
 @triton.jit

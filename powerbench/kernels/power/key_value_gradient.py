@@ -61,7 +61,7 @@ def gradient_of_keys(
     if NORMALIZE:
         b_ds -= tl.load(p_delta + o_row, mask=m_i, other=0.0)[None, :]
     b_p = b_f * b_s
-    if GATED and P >= 2:
+    if GATED:
         b_kdk += tl.sum(b_p * b_ds, 1)
     b_dv = tl.dot(b_p.to(OP), b_dy.to(OP), b_dv, input_precision="ieee")
     b_ds *= b_f
@@ -134,9 +134,8 @@ def key_value_gradient_kernel(
             decay = tl.exp(tl.load(p_a + chunk - 1) - a_ref)
             b_dk *= decay
             b_dv *= decay
-            if P >= 2:
-                b_x = tl.load(p_k[:, None] + o_d[None, :], mask=m_j[:, None], other=0.0)
-                b_kdk = tl.sum(b_dk * b_x.to(tl.float32), 1)
+            b_x = tl.load(p_k[:, None] + o_d[None, :], mask=m_j[:, None], other=0.0)
+            b_kdk = tl.sum(b_dk * b_x.to(tl.float32), 1)
 
     # After the block's last row exp(a_i - a_j) is exp(a_i - a_ref) * exp(a_ref - a_j), a_ref that row's: both are at
     # most 1, and the exponentials are of vectors instead of a [BN, BM] tile.
@@ -166,11 +165,7 @@ def key_value_gradient_kernel(
     b_dk *= P
     o_out = (i_b * seqlen + start + o_j) * (HEADS // GROUP) + i_h  # int64 [BN]: rows of dk, dv and k . dk
     if GATED:
-        if P >= 2:
-            b_kdk *= P
-        else:
-            b_kdk = tl.sum(b_dk * b_k.to(tl.float32), 1)
-        tl.store(kdk_ptr + o_out, b_kdk, mask=m_j)
+        tl.store(kdk_ptr + o_out, b_kdk * P, mask=m_j)
     tl.store(dk_ptr + o_out[:, None] * HEAD + o_d[None, :], b_dk.to(dk_ptr.dtype.element_ty), mask=m_j[:, None])
     tl.store(dv_ptr + o_out[:, None] * E + o_e[None, :], b_dv.to(dv_ptr.dtype.element_ty), mask=m_j[:, None])
 

@@ -6,7 +6,8 @@ With r_i = 1 / den_i (scale^p where the output is not normalised) and delta_i = 
          + p r_i exp(a_i) (1/p grad_q (phi(q_i)^T R dy_i) - delta_i phi_{p-1}(q_i)^T Z)              everything before
 
 Beside dq it writes what the other launches of the backward pass want of the queries: delta, the weights with which the
-queries enter the gradient of the state, and q . dq for the gradient of the gates.
+queries enter the gradient of the state, and q . dq for the gradient of the gates. The latter is summed over the keys
+before ds is rounded: what a pair adds to q . dq and to k . dk is the same number and cancels in the gates between.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def gradient_of_queries(
     b_ds = tl.dot(b_dy, tl.trans(b_v.to(SCORES)), input_precision="ieee")  # [BM, BN]
     if NORMALIZE:
         b_ds -= b_delta[:, None]
-    if P >= 2:
+    if P >= 2 or GATED:
         b_s = tl.dot(b_q, tl.trans(b_k.to(SCORES)), input_precision="ieee")  # [BM, BN]
         b_ds *= power(b_s, P - 1)
     if DIAGONAL:
@@ -56,7 +57,7 @@ def gradient_of_queries(
         b_ds = tl.where(m_ij, b_ds, 0.0)
     elif GATED:
         b_ds *= tl.exp(a_ref - tl.load(p_a + o_j))[None, :]
-    if GATED and P >= 2:
+    if GATED:
         b_qdq += tl.sum(b_ds * b_s, 1)
     return tl.dot(b_ds.to(OP), b_k.to(OP), b_dq, input_precision="ieee"), b_qdq
 
@@ -136,9 +137,8 @@ def query_gradient_kernel(
         b_dq = contract_gradient(b_dq, p_q, m_i, b_dy, p_r, n_prefixes, has_state, P, HEAD, E, W, OP)
         if GATED:  # up to the block's first row; from there on with the keys, below
             b_dq *= tl.exp(a_ref)
-            if P >= 2:
-                b_x = tl.load(p_q[:, None] + o_d[None, :], mask=m_i[:, None], other=0.0)
-                b_qdq = tl.sum(b_dq * b_x.to(tl.float32), 1)
+            b_x = tl.load(p_q[:, None] + o_d[None, :], mask=m_i[:, None], other=0.0)
+            b_qdq = tl.sum(b_dq * b_x.to(tl.float32), 1)
 
     # Before the block's first row exp(a_i - a_j) is exp(a_i - a_ref) * exp(a_ref - a_j), as in attend.
     b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m_i[:, None], other=0.0).to(SCORES)  # [BM, HEAD]
@@ -159,11 +159,7 @@ def query_gradient_kernel(
         )  # fmt: skip
     b_dq *= (P * b_r)[:, None]
     if GATED:
-        if P >= 2:
-            b_qdq *= P * b_r
-        else:
-            b_qdq = tl.sum(b_dq * b_q.to(tl.float32), 1)
-        tl.store(qdq_ptr + o_row, b_qdq, mask=m_i)
+        tl.store(qdq_ptr + o_row, b_qdq * P * b_r, mask=m_i)
     tl.store(dq_ptr + o_row[:, None] * HEAD + o_d[None, :], b_dq.to(dq_ptr.dtype.element_ty), mask=m_i[:, None])
 
 

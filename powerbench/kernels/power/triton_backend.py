@@ -29,7 +29,8 @@ Numerics. Products accumulate in fp32; the sums of chunks are rounded to `st`, t
 `op`; scans and returned states are fp32. phi in bf16 is rounded twice for bf16 inputs: the factor of a fibre (p - 1
 columns and the decay, multiplied in fp32), then its product with the columns. fp16 inputs take bf16 operands too,
 because powers of fp16 leave its range at p >= 2 and sums over a long past do at p = 1: their range is then that of
-fp32, their accuracy that of bf16 (relative 2^-9 an operand); q k^T keeps fp16. No logarithms are needed: with |q|, |k|
+fp32, their accuracy that of bf16 (relative 2^-9 an operand). But q k^T and dy v^T keep fp16, and v meets the weights of
+the keys in two parts, so that dy . v_j - dy . y_i vanishes where y_i is v_j. No logarithms are needed: with |q|, |k|
 up to 16 an element, d = 128 and p = 4, a weight is at most 2^60, and 2^20 of them leave half of the range of fp32 and
 bf16. Under Triton's interpreter every product is in fp32. Gates below LOG_GATE_MIN count as LOG_GATE_MIN.
 """

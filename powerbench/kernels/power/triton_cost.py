@@ -150,9 +150,10 @@ def _forward(work: _Work, *, save: bool) -> tuple[Launch, ...]:
         work.past(update.tokens) * (work.product(update.rows) + work.z_product(update.rows)),
         work.of_past(problem.k_bytes + problem.v_bytes + gate) + states,
     )
+    products_of_v = 2 if problem.dtype == "fp16" else 1  # two bf16 parts of v
     attend = Cost(
         work.pairs * 2 * (d + e) + work.later() * work.useful_product,
-        work.covered(tiles.tokens, tiles.rows) * 2 * (d + e)
+        work.covered(tiles.tokens, tiles.rows) * 2 * (d + products_of_v * e)
         + work.later(tiles.tokens) * (work.product(rows) + work.z_product(rows)),
         problem.q_bytes + problem.k_bytes + problem.v_bytes + gate + states + problem.y_bytes
         + (work.rows if save and work.normalize else 0),
@@ -171,13 +172,15 @@ def _backward(work: _Work) -> tuple[Launch, ...]:
     per_row = work.rows if problem.gated else 0  # q . dq
     denominators = 2 * work.rows if work.normalize else 0  # den and delta
     weights = 2 * work.rows if states else 0  # w and z_w
-    # dq needs the scores for s^{p-1} and dk, dv for s^{p-1} and s^p: useful once, where they are needed first
+    # dq needs the scores for s^{p-1} and dk, dv for s^{p-1} and s^p: useful once, where they are needed first. At p = 1
+    # dq has them for the gates alone.
     scores_of_q = d if work.p > 1 else 0
+    executed_scores = d if work.p > 1 or problem.gated else 0
 
     tiles, rows = tiling.query_gradient_tiles(*work.sizes), tiling.state_rows(problem.itemsize)
     query_gradient = Cost(
         work.pairs * 2 * (d + e + scores_of_q) + work.later() * work.useful_product,
-        work.covered(tiles.tokens, tiles.rows) * 2 * (d + e + scores_of_q)
+        work.covered(tiles.tokens, tiles.rows) * 2 * (d + e + executed_scores)
         + work.later(tiles.tokens) * (work.gradient_product + work.z_product(rows)),
         operands + (problem.y_bytes if work.normalize else 0) + states + problem.q_bytes + denominators + weights
         + per_row,
