@@ -25,8 +25,8 @@ from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warp
 from powerbench.kernels.power import hopper
 from powerbench.kernels.power.contract_hopper import (
     STATE_ROWS,
+    columns_of,
     contract_state,
-    paired_columns,
     paired_factors,
     state_brick,
     state_steps_on,
@@ -142,9 +142,9 @@ def attend_hopper_kernel(
                 async_copy.commit_group()
             # q once more, cut into the columns that phi is made of
             f_pairs, x_pairs = paired_factors(p_q, stride_qt, rows_left, BM, HEAD, F, C, num_warps)
-            column_pairs = f_pairs
+            columns = f_pairs
             if P >= 3:
-                _, column_pairs = paired_columns(p_q, stride_qt, rows_left, BM, HEAD, num_warps)
+                columns = columns_of(p_q, stride_qt, rows_left, BM, HEAD, num_warps)
             if NORMALIZE:
                 # phi_p(q) . z = q . (phi_{p-1}(q)^T Z): Z is a state of degree p - 1 with k in the place of v.
                 b_z = gl.zeros([BM, HEAD], gl.float32, z_layout)
@@ -153,13 +153,13 @@ def attend_hopper_kernel(
                     b_z = warpgroup_mma_wait(0, deps=[b_z])
                 else:
                     b_z = contract_state(
-                        b_z, p_r + z_start, z_steps_ptr, n_z_steps, f_pairs, x_pairs, column_pairs,
+                        b_z, p_r + z_start, z_steps_ptr, n_z_steps, f_pairs, x_pairs, columns,
                         P - 1, BM, HEAD, F, C, STATE_STAGES, num_warps,
                     )  # fmt: skip
                 b_x = q_smem.load(z_layout).to(gl.float32)
                 den = gl.convert_layout(gl.sum(b_z * b_x, 1), row_layout)
             acc = contract_state(
-                acc, p_r, steps_ptr, n_steps, f_pairs, x_pairs, column_pairs, P, BM, E, F, C, STATE_STAGES, num_warps
+                acc, p_r, steps_ptr, n_steps, f_pairs, x_pairs, columns, P, BM, E, F, C, STATE_STAGES, num_warps
             )
             if GATED:  # up to the block's first row; from there on with the keys, below
                 acc = acc * gl.exp(a_ref)

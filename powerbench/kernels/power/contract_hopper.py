@@ -1,7 +1,8 @@
 """A state contracted with phi of some rows, for Hopper in Gluon: the two products of `contract`, phi made in registers.
 
 Both walk a table of steps and multiply [BM, K] of phi by K rows, or columns, of the state at a time. The next phi is
-made while the product of this one runs. phi stays packed, two bf16 in an int32: carried from step to step as single
+made while the product of this one runs: `contract_gradient_state`, whose steps are long, waits for a product only when
+the next one is under way; in `contract_state`, with more registers for phi's columns, that gained nothing. phi stays packed, two bf16 in an int32: carried from step to step as single
 values, LLVM swaps the halves of each pair on the way in and on the way out. Factors that multiply both halves are
 stored twice.
 """
@@ -62,30 +63,47 @@ def paired_factors(p_x, stride, n, BM: gl.constexpr, HEAD: gl.constexpr, F: gl.c
 
 
 @gluon.jit
-def paired_columns(p_x, stride, n, BM: gl.constexpr, HEAD: gl.constexpr, num_warps: gl.constexpr):
-    """Columns of x [BM, HEAD] at p_x (n rows) in shared memory, each value twice: int32 [HEAD, BM, 1], [HEAD, BM]."""
-    smem = gl.allocate_shared_memory(gl.bfloat16, [HEAD, BM, 2], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-    layout: gl.constexpr = gl.BlockedLayout([1, 2], [32, 1], [num_warps, 1], [1, 0])
+def columns_of(p_x, stride, n, BM: gl.constexpr, HEAD: gl.constexpr, num_warps: gl.constexpr):
+    """Columns of x [BM, HEAD] at p_x (n rows) in shared memory, one after the other: bf16 [HEAD, BM]."""
+    smem = gl.allocate_shared_memory(gl.bfloat16, [HEAD, BM], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [32, 1], [4, num_warps // 4], [1, 0])
     o_r = gl.arange(0, BM, layout=gl.SliceLayout(1, layout))
-    for i in gl.static_range(HEAD):
-        b_x = gl.load(p_x + i + o_r * stride, mask=o_r < n, other=0.0)
-        smem.index(i).store(gl.expand_dims(b_x, 1).broadcast_to([BM, 2]))
-    f_pairs = reinterpret(smem, gl.int32, [HEAD, BM, 1], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-    return f_pairs, reinterpret(smem, gl.int32, [HEAD, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    o_c = gl.arange(0, HEAD, layout=gl.SliceLayout(0, layout))
+    mask = (o_r[:, None] < n) & (o_c[None, :] >= 0)
+    smem.store(gl.permute(gl.load(p_x + (o_r[:, None] * stride + o_c[None, :]), mask=mask, other=0.0), (1, 0)))
+    return reinterpret(smem, gl.bfloat16, [HEAD, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
 @gluon.jit
-def expanded(step, p_steps, f_smem, column_smem, b_x, cube: gl.constexpr, P: gl.constexpr):
+def column_pair(columns, i, layout: gl.constexpr):
+    """Column i of `columns_of`, every value twice: int32 [BM]."""
+    b_x = columns.index(i).load(layout)
+    return gl.inline_asm_elementwise("mov.b32 $0, {$1, $1};", "=r,h", [b_x], dtype=gl.int32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def expanded(step, p_steps, f_smem, columns, b_x, cube: gl.constexpr, P: gl.constexpr):
     """phi of one step times its multiplicity: int32 [BM, F, C / 2], pairs of bf16; b_x [BM, C / 2] are its columns."""
     b_f = f_smem.index(gl.load(p_steps + step * STEP_FIELDS + 2)).load(gl.SliceLayout(2, cube))  # [BM, F]
     b_f = times(b_f, gl.load(p_steps + step * STEP_FIELDS + 6))
     if P >= 3:
         row_layout: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, cube))
-        b_c = column_smem.index(gl.load(p_steps + step * STEP_FIELDS + 4)).load(row_layout)  # [BM]
+        b_c = column_pair(columns, gl.load(p_steps + step * STEP_FIELDS + 4), row_layout)  # [BM]
         if P == 4:
-            b_c = times(b_c, column_smem.index(gl.load(p_steps + step * STEP_FIELDS + 5)).load(row_layout))
+            b_c = times(b_c, column_pair(columns, gl.load(p_steps + step * STEP_FIELDS + 5), row_layout))
         b_f = times(b_f, gl.expand_dims(b_c, 1))
     return times(gl.expand_dims(b_f, 2), gl.expand_dims(b_x, 1))
+
+
+@gluon.jit
+def expanded_prefix(step, p_steps, columns, b_u, cube: gl.constexpr, P: gl.constexpr):
+    """One row of phi_{P-1} times its multiplicity and every column of u: int32 [BM, 1, E / 2], pairs of bf16; P 2, 3."""
+    row_layout: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, cube))
+    b_f = column_pair(columns, gl.load(p_steps + step * STEP_FIELDS + 2), row_layout)  # [BM]
+    b_f = times(b_f, gl.load(p_steps + step * STEP_FIELDS + 6))
+    if P == 3:
+        b_f = times(b_f, column_pair(columns, gl.load(p_steps + step * STEP_FIELDS + 4), row_layout))
+    return times(gl.expand_dims(gl.expand_dims(b_f, 1), 2), gl.expand_dims(b_u, 1))
 
 
 @gluon.jit
@@ -99,14 +117,14 @@ def copy_state(step, n_steps, p_steps, p_r, r_smem, copy: gl.constexpr, ROWS: gl
     o_e = gl.arange(0, E, layout=gl.SliceLayout(0, copy))
     o_row = o_r // C * apart + o_r % C
     base = p_r + row_0.to(gl.int64) * E
-    mask = (o_row[:, None] >= 0) & (o_e[None, :] >= 0) & (step < n_steps)
+    mask = (o_r[:, None] >= 0) & (o_e[None, :] >= 0) & (step < n_steps)
     async_load(r_smem.index(step % STAGES), base + (o_row[:, None] * E + o_e[None, :]), mask=mask)
     async_copy.commit_group()
 
 
 @gluon.jit
 def contract_state(
-    acc, p_r, p_steps, n_steps, f_smem, x_smem, column_smem, P: gl.constexpr, BM: gl.constexpr, E: gl.constexpr,
+    acc, p_r, p_steps, n_steps, f_smem, x_smem, columns, P: gl.constexpr, BM: gl.constexpr, E: gl.constexpr,
     F: gl.constexpr, C: gl.constexpr, STAGES: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
     """acc [BM, E] plus phi_P(q)^T R, R [D, E] at p_r."""
@@ -122,7 +140,7 @@ def contract_state(
         copy_state(step, n_steps, p_steps, p_r, r_smem, copy, ROWS, C, E, STAGES)
     x_layout: gl.constexpr = gl.SliceLayout(1, cube)
     b_x = x_smem.index(gl.load(p_steps + 3)).load(x_layout)
-    b_phi = expanded(0, p_steps, f_smem, column_smem, b_x, cube, P)
+    b_phi = expanded(0, p_steps, f_smem, columns, b_x, cube, P)
     for pair in range(n_steps // 2):
         for odd in gl.static_range(2):  # two steps, so that phi and the next phi swap registers without being moved
             at = 2 * pair + odd
@@ -133,7 +151,7 @@ def contract_state(
             product = warpgroup_mma(b_a, r_smem.index(at % STAGES), acc, is_async=True)
             after = gl.minimum(at + 1, n_steps - 1)
             b_x = x_smem.index(gl.load(p_steps + after * STEP_FIELDS + 3)).load(x_layout)
-            b_next = expanded(after, p_steps, f_smem, column_smem, b_x, cube, P)
+            b_next = expanded(after, p_steps, f_smem, columns, b_x, cube, P)
             acc, _ = warpgroup_mma_wait(0, deps=[product, b_a])  # the product reads the registers of b_a until here
             b_phi = b_next
     async_copy.wait_group(0)
@@ -144,8 +162,9 @@ def contract_state(
 def copy_gathered(step, n_steps, o_row, p_r, r_smem, copy: gl.constexpr, E: gl.constexpr,
                   STAGES: gl.constexpr):  # fmt: skip
     """Starts the copy of the state rows o_row [HEAD] of one step."""
+    o_r = gl.arange(0, o_row.shape[0], layout=gl.SliceLayout(1, copy))
     o_e = gl.arange(0, E, layout=gl.SliceLayout(0, copy))
-    mask = (o_row[:, None] >= 0) & (o_e[None, :] >= 0) & (step < n_steps)
+    mask = (o_r[:, None] >= 0) & (o_e[None, :] >= 0) & (step < n_steps)
     pointers = p_r + (o_row[:, None] * E + o_e[None, :])
     async_load(r_smem.index(step % STAGES), pointers, mask=mask)
     async_copy.commit_group()
@@ -158,12 +177,12 @@ def gathered(step, n_steps, p_rows, copy: gl.constexpr, HEAD: gl.constexpr):
 
 
 @gluon.jit
-def contract_gradient_state(acc, p_r, p_steps, p_rows, n_steps, f_pairs, column_pairs, u_pairs, P: gl.constexpr,
-                            BM: gl.constexpr, HEAD: gl.constexpr, E: gl.constexpr, STAGES: gl.constexpr,
+def contract_gradient_state(acc, p_r, p_steps, p_rows, n_steps, columns, u_pairs, P: gl.constexpr, BM: gl.constexpr,
+                            HEAD: gl.constexpr, E: gl.constexpr, STAGES: gl.constexpr,
                             num_warps: gl.constexpr):  # fmt: skip
     """acc [BM, HEAD] plus 1 / P of the gradient of phi_P(x)^T R, for gradients u: see `contract.contract_gradient`.
 
-    f_pairs and column_pairs are the `paired_columns` of x, u_pairs int32 [1, BM, E / 2] hold u; p_steps is the table of
+    P is 2 or 3. columns are the `columns_of` x, u_pairs int32 [1, BM, E / 2] hold u; p_steps is the table of
     `prefix_steps_on`, p_rows int32 [n_steps, HEAD] says which row of R stands for (prefix, b).
     """
     acc_layout: gl.constexpr = acc.type.layout
@@ -175,20 +194,24 @@ def contract_gradient_state(acc, p_r, p_steps, p_rows, n_steps, f_pairs, column_
     )
     for step in gl.static_range(STAGES - 2):
         copy_gathered(step, n_steps, gathered(step, n_steps, p_rows, copy, HEAD), p_r, r_smem, copy, E, STAGES)
-    o_row = gathered(STAGES - 2, n_steps, p_rows, copy, HEAD)
     b_u = u_pairs.index(0).load(gl.SliceLayout(1, cube))  # [BM, E / 2]
-    b_phi = expanded(0, p_steps, f_pairs, column_pairs, b_u, cube, P)
+    b_phi = expanded_prefix(0, p_steps, columns, b_u, cube, P)
+    o_row = gathered(STAGES - 2, n_steps, p_rows, copy, HEAD)
+    gl.assume(n_steps >= 2)  # a product in flight across a loop that may be skipped would be waited for at once
+    b_last = b_phi
     for pair in range(n_steps // 2):
         for odd in gl.static_range(2):  # as in contract_state
             at = 2 * pair + odd
-            copy_gathered(at + STAGES - 2, n_steps, o_row, p_r, r_smem, copy, E, STAGES)
-            async_copy.wait_group(STAGES - 2)
+            async_copy.wait_group(STAGES - 3)
             b_a = unpacked(b_phi, phi_layout, BM, E)
-            product = warpgroup_mma(b_a, r_smem.index(at % STAGES).permute((1, 0)), acc, is_async=True)
+            acc = warpgroup_mma(b_a, r_smem.index(at % STAGES).permute((1, 0)), acc, is_async=True)
+            # into the buffer of step at - 2, whose product every warp has waited for before this step's barrier
+            copy_gathered(at + STAGES - 2, n_steps, o_row, p_r, r_smem, copy, E, STAGES)
             o_row = gathered(at + STAGES - 1, n_steps, p_rows, copy, HEAD)
-            b_next = expanded(gl.minimum(at + 1, n_steps - 1), p_steps, f_pairs, column_pairs, b_u, cube, P)
-            acc, _ = warpgroup_mma_wait(0, deps=[product, b_a])
-            b_phi = b_next
+            acc, _, _ = warpgroup_mma_wait(1, deps=[acc, b_a, b_last])  # for that of the step before
+            b_last = b_phi
+            b_phi = expanded_prefix(gl.minimum(at + 1, n_steps - 1), p_steps, columns, b_u, cube, P)
+    acc, _ = warpgroup_mma_wait(0, deps=[acc, b_last])
     async_copy.wait_group(0)
     return acc
 

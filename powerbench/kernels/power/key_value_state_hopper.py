@@ -19,9 +19,9 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
 from powerbench.kernels.power.contract_hopper import (
+    columns_of,
     contract_gradient_state,
     contract_state,
-    paired_columns,
     paired_factors,
     prefix_steps_on,
     state_brick,
@@ -78,7 +78,7 @@ def key_value_state_kernel(
         f_pairs, x_pairs = paired_factors(p_k, stride_kt, left, BM, HEAD, F, C, num_warps)
         columns = f_pairs
         if P >= 3:
-            _, columns = paired_columns(p_k, stride_kt, left, BM, HEAD, num_warps)
+            columns = columns_of(p_k, stride_kt, left, BM, HEAD, num_warps)
         acc = contract_state(acc, p_e, steps_ptr, n_steps, f_pairs, x_pairs, columns, P, BM, E, F, C, STAGES, num_warps)
     store_decayed(acc, dv_ptr + row_out * E, p_a, chunk, row_0, left, 1.0, HEADS, GATED, BM, E, num_warps)
 
@@ -101,11 +101,11 @@ def key_value_state_kernel(
         v_smem = gl.allocate_shared_memory(gl.bfloat16, [1, BM, E], v_layout)
         copy_rows(p_v, stride_vt, left, v_smem.index(0), row_copy(E, num_warps), BM, E)
         async_copy.commit_group()
-        k_pairs, k_columns = paired_columns(p_k, stride_kt, left, BM, HEAD, num_warps)
+        k_columns = columns_of(p_k, stride_kt, left, BM, HEAD, num_warps)
         async_copy.wait_group(0)
         v_pairs = reinterpret(v_smem, gl.int32, [1, BM, E // 2], packed(v_layout))
         dk = contract_gradient_state(
-            dk, p_e, prefixes_ptr, rows_ptr, n_prefixes, k_pairs, k_columns, v_pairs, P, BM, HEAD, E, GRADIENT_STAGES,
+            dk, p_e, prefixes_ptr, rows_ptr, n_prefixes, k_columns, v_pairs, P, BM, HEAD, E, GRADIENT_STAGES,
             num_warps,
         )  # fmt: skip
     store_decayed(dk, dk_ptr + row_out * HEAD, p_a, chunk, row_0, left, P, HEADS, GATED, BM, HEAD, num_warps)
@@ -126,7 +126,7 @@ def store_decayed(acc, p_out, p_a, chunk, row_0, left, factor, HEADS: gl.constex
 
 def _tiles(d: int, e: int) -> KeyStateTiles:
     """The best of those tried on an H200 (docs/kernel-notes.md)."""
-    return KeyStateTiles(128, 4, 4, 4) if max(d, e) <= 64 else KeyStateTiles(128, 4, 3, 8)
+    return KeyStateTiles(128, 4, 4, 4) if max(d, e) <= 64 else KeyStateTiles(128, 5, 4, 8)
 
 
 def key_value_state_hopper(

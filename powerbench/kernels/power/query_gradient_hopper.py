@@ -18,7 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warp
 
 from powerbench.kernels.power import hopper
 from powerbench.kernels.power.attend_hopper import MILD, copy_keys, powered
-from powerbench.kernels.power.contract_hopper import contract_gradient_state, paired_columns, prefix_steps_on
+from powerbench.kernels.power.contract_hopper import columns_of, contract_gradient_state, prefix_steps_on
 from powerbench.kernels.power.hopper import copy_rows, packed, reinterpret, row_copy, store_rows
 from powerbench.kernels.power.sizes import StateSizes
 from powerbench.kernels.power.tiling import chunks
@@ -126,7 +126,7 @@ def query_gradient_hopper_kernel(
     if STATE:
         if i_n >= first:
             p_r = r_ptr + (i_bhk * (n_chunks - first) + i_n - first) * elements
-            f_pairs, column_pairs = paired_columns(p_q, stride_qt, rows_left, BM, HEAD, num_warps)
+            columns = columns_of(p_q, stride_qt, rows_left, BM, HEAD, num_warps)
             if NORMALIZE:
                 z_smem = gl.allocate_shared_memory(
                     gl.bfloat16, [HEAD, HEAD], gl.NVMMASharedLayout.get_default_for([HEAD, HEAD], gl.bfloat16)
@@ -141,20 +141,7 @@ def query_gradient_hopper_kernel(
                 async_copy.wait_group(0)
             dy_pairs = reinterpret(dy_smem, gl.int32, [1, BM, E // 2], packed(dy_layout))
             acc = contract_gradient_state(
-                acc,
-                p_r,
-                steps_ptr,
-                rows_ptr,
-                n_steps,
-                f_pairs,
-                column_pairs,
-                dy_pairs,
-                P,
-                BM,
-                HEAD,
-                E,
-                STATE_STAGES,
-                num_warps,
+                acc, p_r, steps_ptr, rows_ptr, n_steps, columns, dy_pairs, P, BM, HEAD, E, STATE_STAGES, num_warps
             )
             if GATED:  # up to the block's first row; from there on with the keys, below
                 acc = acc * gl.exp(a_ref)
@@ -268,7 +255,9 @@ def serves(dtype: torch.dtype, device: torch.device, d: int, e: int, p: int, *, 
 
 def _tiles(d: int, e: int) -> QueryTiles:
     """The best of those tried on an H200 (docs/kernel-notes.md)."""
-    return QueryTiles(128, 64, 4, 5, 4) if max(d, e) <= 64 else QueryTiles(128, 64, 3, 3, 8)
+    if max(d, e) > 64:
+        return QueryTiles(128, 64, 3, 3, 8)
+    return QueryTiles(128, 64, 5 if max(d, e) <= 32 else 4, 5, 4)
 
 
 def query_gradient_hopper(
