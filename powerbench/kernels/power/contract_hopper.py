@@ -2,9 +2,9 @@
 
 Both walk a table of steps and multiply [BM, K] of phi by K rows, or columns, of the state at a time. The next phi is
 made while the product of this one runs: `contract_gradient_state`, whose steps are long, waits for a product only when
-the next one is under way; in `contract_state`, with more registers for phi's columns, that gained nothing. phi stays packed, two bf16 in an int32: carried from step to step as single
-values, LLVM swaps the halves of each pair on the way in and on the way out. Factors that multiply both halves are
-stored twice.
+the next one is under way; in `contract_state`, with more registers for phi's columns, that gained nothing. phi stays
+packed, two bf16 in an int32: carried from step to step as single values, LLVM swaps the halves of each pair on the way
+in and on the way out. Factors that multiply both halves are stored twice.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def expanded(step, p_steps, f_smem, columns, b_x, cube: gl.constexpr, P: gl.cons
 
 @gluon.jit
 def expanded_prefix(step, p_steps, columns, b_u, cube: gl.constexpr, P: gl.constexpr):
-    """One row of phi_{P-1} times its multiplicity and every column of u: int32 [BM, 1, E / 2], pairs of bf16; P 2, 3."""
+    """One row of phi_{P-1} times its multiplicity and every column of u: int32 [BM, 1, E / 2], pairs of bf16."""
     row_layout: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, cube))
     b_f = column_pair(columns, gl.load(p_steps + step * STEP_FIELDS + 2), row_layout)  # [BM]
     b_f = times(b_f, gl.load(p_steps + step * STEP_FIELDS + 6))
