@@ -27,27 +27,58 @@ def test_published_runs_are_whole_and_right(path):
     assert run.header.environment.commit
 
 
-def test_readme_table_is_the_run_file():
-    times = {
-        (row.kernel, context_text(row.ctx)): significant(row.median_ms)
-        for row in rows(load(ROOT / "results/h200/context.jsonl"))
+def tables():
+    """Of README: the first line's cells, and those of the lines of kernels."""
+    for text in re.findall(r"(?:^\|.*\|\n)+", README, re.MULTILINE):
+        head, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
+        yield head, [line for line in lines if line[0].startswith("`")]
+
+
+def times(path, *key):
+    """Medians as README prints them, by these columns of a run."""
+    return {
+        tuple(getattr(row, name) for name in key): significant(row.median_ms)
+        for row in rows(load(ROOT / path))
         if row.median_ms is not None
     }
-    table = re.findall(r"^\| .* \|$", README, re.MULTILINE)
-    heads, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+
+
+def test_readme_tables_over_contexts_are_the_run_file():
+    found = times("results/h200/context.jsonl", "kernel", "ctx", "pass_")
+    measured = {(kernel, context_text(ctx), pass_): time for (kernel, ctx, pass_), time in found.items()}
+    passes = {"forward": "fwd", "forward + backward": "fwd+bwd"}
     checked = 0
-    for kernel, *cells in lines:
-        if kernel.startswith("`"):
-            assert cells == [times[kernel.strip("`").split("`")[0], context] for context in heads[1:]]
-            checked += 1
-    assert checked == 8
+    for (title, *contexts), lines in tables():
+        for label, *cells in lines:
+            if title in passes:
+                kernel = label.split("`")[1]
+                assert cells == [measured[kernel, ctx, passes[title]] for ctx in contexts]
+                checked += 1
+    assert checked == 9
+
+
+def test_readme_table_of_sizes_is_the_run_files():
+    ((_, lines),) = [table for table in tables() if table[0][0] == ""]
+    for label, *cells, source in lines:
+        path = re.search(r"\((.*)\)", source)[1]
+        p, d = re.search(r"p = (\d)", label), re.search(r"d = (\d+)", label)
+        measured = times(path, "kernel", "p", "head_dim", "ctx", "pass_")
+        key = label.split("`")[1], int(p[1]) if p else None, int(d[1]), 65536
+        assert cells == [measured[*key, "fwd"], measured[*key, "fwd+bwd"]]
+    assert len(lines) == 7
 
 
 @pytest.mark.parametrize("name", ["h200/context", "cpu/context"])
 def test_readme_answers_are_the_run_files(name):
-    (answer,) = answers(load(ROOT / f"results/{name}.jsonl"))
     quoted = " ".join(README.replace("\n> ", " ").split())
-    assert answer.text in quoted
+    for answer in answers(load(ROOT / f"results/{name}.jsonl")):
+        assert answer.text in quoted
+
+
+def test_readme_crossover_at_head_dimension_128_is_the_run_file():
+    forward = answers(load(ROOT / "results/h200/context-d128.jsonl"))[0].text
+    found = re.search(r"from (\S+) tokens on forward", " ".join(README.split()))[1]
+    assert f"beats softmax attention (flash-4) from {found} tokens on" in forward
 
 
 def test_readme_speedups_at_64k_are_the_run_files():
