@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import torch
 
@@ -117,6 +118,7 @@ def _product(device: Device, dtype: str, size: int) -> Callable[[], object]:
 
 def _stream(device: Device, policy: Policy, *, read: bool) -> tuple[Ceiling, Ceiling | None]:
     """Copy, and read where asked for, of a buffer far larger than the caches: bytes moved from and to memory."""
+    policy = replace(policy, min_seconds=2 * policy.min_seconds)  # of one size, where a matmul has several
     size = min(STREAM_BYTES[device.type], device.memory_bytes // 8)
     # a megabyte of random numbers again and again: drawing each would take a CPU longer than all the samples
     source = torch.rand(2**18, device=device.torch).repeat(max(1, size // 2**20))
