@@ -7,6 +7,7 @@ launch cannot overlap with the next one's arithmetic through device memory (Will
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Literal
@@ -86,6 +87,16 @@ class Ceilings(msgspec.Struct, frozen=True):
         if not copies:
             raise ValueError("the copy bandwidth is not among the ceilings")
         return cls(matmul, max(copies), measured=tuple(measured))
+
+    def fault(self) -> str | None:
+        """What contradicts the promise that these are positive, finite rates with samples; None: nothing does."""
+        if not all(0 < rate < math.inf for rate in (self.copy_bytes_per_s, *self.matmul_flops_per_s.values())):
+            return "a ceiling is not positive"
+        for ceiling in self.measured:
+            timed = ceiling.samples_ms and all(0 < sample < math.inf for sample in ceiling.samples_ms)
+            if not timed or ceiling.work <= 0:
+                return f"ceiling {ceiling.kind} has to hold work and positive samples"
+        return None
 
     def or_better(self, other: Ceilings) -> Ceilings:
         """The best of two measurements: other load only ever takes from what a machine can do."""

@@ -215,12 +215,9 @@ def _parse_header(path: Path, line: bytes) -> Header:
 
 
 def _check_ceilings(path: Path, number: int, ceilings: Ceilings) -> None:
-    if not all(rate > 0 for rate in (ceilings.copy_bytes_per_s, *ceilings.matmul_flops_per_s.values())):
-        raise StoreError(f"{path}: line {number}: a ceiling is not positive")
-    for ceiling in ceilings.measured:
-        positive = all(0 < sample < math.inf for sample in ceiling.samples_ms)
-        if not (ceiling.samples_ms and positive and ceiling.work > 0):
-            raise StoreError(f"{path}: line {number}: ceiling {ceiling.kind} has to hold work and positive samples")
+    fault = ceilings.fault()
+    if fault:
+        raise StoreError(f"{path}: line {number}: {fault}")
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> Measurement | CeilingsAgain:
