@@ -93,7 +93,9 @@ class Session:
                         writer.append(measurement)
                         measured += 1
             except (KeyboardInterrupt, DeviceLostError):
-                message = f"{measured} of {len(planned)} cases are in {path}; --resume goes on with -o {path}"
+                # from the file: the signal may come when a case is on disk and not yet counted here
+                kept = len(load(path).measurements) - len(earlier.measurements)
+                message = f"{kept} of {len(planned)} cases are in {path}; --resume goes on with -o {path}"
                 self.console.print(f"interrupted: {message}", markup=False, soft_wrap=True)
                 raise
             if measured:

@@ -339,10 +339,16 @@ def test_a_sweep_stores_every_ceiling_that_the_command_prints(swept, monkeypatch
     monkeypatch.setattr("powerbench.ceilings.MATMUL_SIZES", {"cpu": (64,)})
     monkeypatch.setattr("powerbench.session.THOROUGH", Policy(min_samples=2, min_seconds=0.0))
     printed = Console(file=io.StringIO(), width=140)
-    print_ceilings(None, "cpu", printed)
+    header = load(folder / "run.jsonl").header
+    before = torch.get_num_threads()
+    torch.set_num_threads(header.environment.cores)  # other tests may have chosen for this process
+    try:
+        print_ceilings(None, "cpu", printed)
+    finally:
+        torch.set_num_threads(before)
     _, heading, *table, _legend = printed.file.getvalue().splitlines()
     assert heading.startswith("ceiling ")
-    stored = load(folder / "run.jsonl").header.ceilings.measured
+    stored = header.ceilings.measured
     names = [ceiling_name(ceiling) for ceiling in stored]
     assert len(names) == len(set(names)) == len(table) > 0
     assert all(line.startswith(f"{name}  ") for line, name in zip(table, names, strict=True))
