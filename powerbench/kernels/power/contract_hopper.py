@@ -116,12 +116,16 @@ def expanded_prefix(i_1, i_2, multiplicities, columns, b_u, cube: gl.constexpr, 
 
 
 @gluon.jit
-def copy_state(step, n_steps, p_steps, p_r, r_smem, copy: gl.constexpr, ROWS: gl.constexpr, C: gl.constexpr,
+def rows_of(step, n_steps, p_steps):
+    """First row of the state of one step, and rows between its fibres."""
+    at = gl.minimum(step, n_steps - 1) * STEP_FIELDS
+    return gl.load(p_steps + at), gl.load(p_steps + at + 1)
+
+
+@gluon.jit
+def copy_state(step, n_steps, row_0, apart, p_r, r_smem, copy: gl.constexpr, ROWS: gl.constexpr, C: gl.constexpr,
                E: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
-    """Starts the copy of the state rows of one step."""
-    at = gl.minimum(step, n_steps - 1)
-    row_0 = gl.load(p_steps + at * STEP_FIELDS)
-    apart = gl.load(p_steps + at * STEP_FIELDS + 1)
+    """Starts the copy of the state rows of one step, of which `rows_of` says where they stand."""
     o_r = gl.arange(0, ROWS, layout=gl.SliceLayout(1, copy))
     o_e = gl.arange(0, E, layout=gl.SliceLayout(0, copy))
     o_row = o_r // C * apart + o_r % C
@@ -146,7 +150,9 @@ def contract_state(
         gl.bfloat16, [STAGES, ROWS, E], gl.NVMMASharedLayout.get_default_for([ROWS, E], gl.bfloat16)
     )
     for step in gl.static_range(STAGES - 2):
-        copy_state(step, n_steps, p_steps, p_r, r_smem, copy, ROWS, C, E, STAGES)
+        row_0, apart = rows_of(step, n_steps, p_steps)
+        copy_state(step, n_steps, row_0, apart, p_r, r_smem, copy, ROWS, C, E, STAGES)
+    row_0, apart = rows_of(STAGES - 2, n_steps, p_steps)  # loaded a step before they are used
     x_layout: gl.constexpr = gl.SliceLayout(1, cube)
     b_x = x_smem.index(gl.load(p_steps + 3)).load(x_layout)
     b_phi = expanded(0, p_steps, f_smem, columns, b_x, cube, P)
@@ -154,10 +160,11 @@ def contract_state(
         for odd in gl.static_range(2):  # two steps, so that phi and the next phi swap registers without being moved
             at = 2 * pair + odd
             # into the buffer of step at - 2, whose product every warp has waited for before the last step's barrier
-            copy_state(at + STAGES - 2, n_steps, p_steps, p_r, r_smem, copy, ROWS, C, E, STAGES)
+            copy_state(at + STAGES - 2, n_steps, row_0, apart, p_r, r_smem, copy, ROWS, C, E, STAGES)
             async_copy.wait_group(STAGES - 2)
             b_a = unpacked(b_phi, phi_layout, BM, ROWS)
             product = warpgroup_mma(b_a, r_smem.index(at % STAGES), acc, is_async=True)
+            row_0, apart = rows_of(at + STAGES - 1, n_steps, p_steps)
             after = gl.minimum(at + 1, n_steps - 1)
             b_x = x_smem.index(gl.load(p_steps + after * STEP_FIELDS + 3)).load(x_layout)
             b_next = expanded(after, p_steps, f_smem, columns, b_x, cube, P)
