@@ -96,23 +96,36 @@ def expanded(step, p_steps, f_smem, columns, b_x, cube: gl.constexpr, P: gl.cons
 
 
 @gluon.jit
-def expanded_prefix(step, p_steps, columns, b_u, cube: gl.constexpr, P: gl.constexpr):
+def prefix(step, p_steps, P: gl.constexpr):
+    """i_1, i_2 (i_1 again at P = 2) and the pair of multiplicities of one step of `contract_gradient_state`."""
+    i_1 = gl.load(p_steps + step * STEP_FIELDS + 2)
+    i_2 = i_1
+    if P == 3:
+        i_2 = gl.load(p_steps + step * STEP_FIELDS + 4)
+    return i_1, i_2, gl.load(p_steps + step * STEP_FIELDS + 6)
+
+
+@gluon.jit
+def expanded_prefix(i_1, i_2, multiplicities, columns, b_u, cube: gl.constexpr, P: gl.constexpr):
     """One row of phi_{P-1} times its multiplicity and every column of u: int32 [BM, 1, E / 2], pairs of bf16."""
     row_layout: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, cube))
-    b_f = column_pair(columns, gl.load(p_steps + step * STEP_FIELDS + 2), row_layout)  # [BM]
-    b_f = times(b_f, gl.load(p_steps + step * STEP_FIELDS + 6))
+    b_f = times(column_pair(columns, i_1, row_layout), multiplicities)  # [BM]
     if P == 3:
-        b_f = times(b_f, column_pair(columns, gl.load(p_steps + step * STEP_FIELDS + 4), row_layout))
+        b_f = times(b_f, column_pair(columns, i_2, row_layout))
     return times(gl.expand_dims(gl.expand_dims(b_f, 1), 2), gl.expand_dims(b_u, 1))
 
 
 @gluon.jit
-def copy_state(step, n_steps, p_steps, p_r, r_smem, copy: gl.constexpr, ROWS: gl.constexpr, C: gl.constexpr,
+def rows_of(step, n_steps, p_steps):
+    """First row of the state of one step, and rows between its fibres."""
+    at = gl.minimum(step, n_steps - 1) * STEP_FIELDS
+    return gl.load(p_steps + at), gl.load(p_steps + at + 1)
+
+
+@gluon.jit
+def copy_state(step, n_steps, row_0, apart, p_r, r_smem, copy: gl.constexpr, ROWS: gl.constexpr, C: gl.constexpr,
                E: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
-    """Starts the copy of the state rows of one step."""
-    at = gl.minimum(step, n_steps - 1)
-    row_0 = gl.load(p_steps + at * STEP_FIELDS)
-    apart = gl.load(p_steps + at * STEP_FIELDS + 1)
+    """Starts the copy of the state rows of one step, of which `rows_of` says where they stand."""
     o_r = gl.arange(0, ROWS, layout=gl.SliceLayout(1, copy))
     o_e = gl.arange(0, E, layout=gl.SliceLayout(0, copy))
     o_row = o_r // C * apart + o_r % C
@@ -137,7 +150,9 @@ def contract_state(
         gl.bfloat16, [STAGES, ROWS, E], gl.NVMMASharedLayout.get_default_for([ROWS, E], gl.bfloat16)
     )
     for step in gl.static_range(STAGES - 2):
-        copy_state(step, n_steps, p_steps, p_r, r_smem, copy, ROWS, C, E, STAGES)
+        row_0, apart = rows_of(step, n_steps, p_steps)
+        copy_state(step, n_steps, row_0, apart, p_r, r_smem, copy, ROWS, C, E, STAGES)
+    row_0, apart = rows_of(STAGES - 2, n_steps, p_steps)  # loaded a step before they are used
     x_layout: gl.constexpr = gl.SliceLayout(1, cube)
     b_x = x_smem.index(gl.load(p_steps + 3)).load(x_layout)
     b_phi = expanded(0, p_steps, f_smem, columns, b_x, cube, P)
@@ -145,10 +160,11 @@ def contract_state(
         for odd in gl.static_range(2):  # two steps, so that phi and the next phi swap registers without being moved
             at = 2 * pair + odd
             # into the buffer of step at - 2, whose product every warp has waited for before the last step's barrier
-            copy_state(at + STAGES - 2, n_steps, p_steps, p_r, r_smem, copy, ROWS, C, E, STAGES)
+            copy_state(at + STAGES - 2, n_steps, row_0, apart, p_r, r_smem, copy, ROWS, C, E, STAGES)
             async_copy.wait_group(STAGES - 2)
             b_a = unpacked(b_phi, phi_layout, BM, ROWS)
             product = warpgroup_mma(b_a, r_smem.index(at % STAGES), acc, is_async=True)
+            row_0, apart = rows_of(at + STAGES - 1, n_steps, p_steps)
             after = gl.minimum(at + 1, n_steps - 1)
             b_x = x_smem.index(gl.load(p_steps + after * STEP_FIELDS + 3)).load(x_layout)
             b_next = expanded(after, p_steps, f_smem, columns, b_x, cube, P)
@@ -195,7 +211,9 @@ def contract_gradient_state(acc, p_r, p_steps, p_rows, n_steps, columns, u_pairs
     for step in gl.static_range(STAGES - 2):
         copy_gathered(step, n_steps, gathered(step, n_steps, p_rows, copy, HEAD), p_r, r_smem, copy, E, STAGES)
     b_u = u_pairs.index(0).load(gl.SliceLayout(1, cube))  # [BM, E / 2]
-    b_phi = expanded_prefix(0, p_steps, columns, b_u, cube, P)
+    i_1, i_2, multiplicities = prefix(0, p_steps, P)
+    b_phi = expanded_prefix(i_1, i_2, multiplicities, columns, b_u, cube, P)
+    i_1, i_2, multiplicities = prefix(1, p_steps, P)  # loaded a step before they are used
     o_row = gathered(STAGES - 2, n_steps, p_rows, copy, HEAD)
     gl.assume(n_steps >= 2)  # a product in flight across a loop that may be skipped would be waited for at once
     b_last = b_phi
@@ -208,9 +226,11 @@ def contract_gradient_state(acc, p_r, p_steps, p_rows, n_steps, columns, u_pairs
             # into the buffer of step at - 2, whose product every warp has waited for before this step's barrier
             copy_gathered(at + STAGES - 2, n_steps, o_row, p_r, r_smem, copy, E, STAGES)
             o_row = gathered(at + STAGES - 1, n_steps, p_rows, copy, HEAD)
+            following = prefix(gl.minimum(at + 2, n_steps - 1), p_steps, P)
             acc, _, _ = warpgroup_mma_wait(1, deps=[acc, b_a, b_last])  # for that of the step before
             b_last = b_phi
-            b_phi = expanded_prefix(gl.minimum(at + 1, n_steps - 1), p_steps, columns, b_u, cube, P)
+            b_phi = expanded_prefix(i_1, i_2, multiplicities, columns, b_u, cube, P)
+            i_1, i_2, multiplicities = following
     acc, _ = warpgroup_mma_wait(0, deps=[acc, b_last])
     async_copy.wait_group(0)
     return acc

@@ -27,6 +27,7 @@ from powerbench.kernels.power.hopper import (
     async_load,
     reinterpret,
     row_copy,
+    row_store,
     times,
     unfolded_row_pairs,
     unfolded_rows,
@@ -123,12 +124,13 @@ def hopper_update_kernel(
         acc, _ = warpgroup_mma_wait(0, deps=[acc, b_a])  # the product reads the registers of b_a until here
     async_copy.wait_group(0)
 
-    row_layout: gl.constexpr = gl.SliceLayout(1, acc_layout)
-    o_row = gl.load(rows_ptr + i_brick * ROWS + gl.arange(0, ROWS, layout=row_layout))  # -1: not kept
-    o_e = gl.arange(0, E, layout=gl.SliceLayout(0, acc_layout))
+    # 16-bit rows through shared memory, as in `store_rows`; of float32 a product's layout writes whole sectors
+    STORE: gl.constexpr = row_store(E, num_warps) if s_ptr.dtype.element_ty == gl.bfloat16 else acc_layout
+    o_row = gl.load(rows_ptr + i_brick * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, STORE)))  # -1: not kept
+    o_e = gl.arange(0, E, layout=gl.SliceLayout(0, STORE))
     p_s = s_ptr + (i_bh * n_states + i_n - first) * elements
     p_row = p_s + o_row.to(gl.int64)[:, None] * E + o_e[None, :]
-    gl.store(p_row, acc.to(s_ptr.dtype.element_ty), mask=(o_row >= 0)[:, None])
+    gl.store(p_row, gl.convert_layout(acc.to(s_ptr.dtype.element_ty), STORE), mask=(o_row >= 0)[:, None])
 
 
 @gluon.jit
