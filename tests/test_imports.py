@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "powerbench"
 TORCH_FREE = [
     "powerbench", "powerbench.cli", "powerbench.problem", "powerbench.cost", "powerbench.roofline",
-    "powerbench.crossover", "powerbench.suites", "powerbench.results.model", "powerbench.results.store",
+    "powerbench.crossover", "powerbench.stopping", "powerbench.suites", "powerbench.results.model", "powerbench.results.store",
     "powerbench.reports.frames", "powerbench.reports.show", "powerbench.reports.page", "powerbench.reports.static",
     "powerbench.kernels.power.feature_map", "powerbench.kernels.power.cost", "powerbench.kernels.power.choose",
     "powerbench.kernels.power.triton_cost",
@@ -30,6 +30,7 @@ ALLOWED = {
     "suites": BASE | {"kernels.kernel"},
     "results": BASE | {"roofline", "device"},
     "reports": BASE | {"results", "roofline", "crossover"},
+    "stopping": BASE | {"results"},
     "timing": BASE,
     "kernels": BASE,
     "device": BASE | {"kernels.kernel", "roofline", "timing"},
