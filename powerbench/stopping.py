@@ -2,7 +2,7 @@
 
 The precision is that of the median, by order statistics: its 95 % interval (`results.statistics.median_interval`) is
 taken between two of the samples themselves, and half its width over 1.96 stands for the standard error. The textbook
-1.2533 s / sqrt(n) holds for normal samples only; times have a floor and a long tail, where it is several times too wide.
+1.2533 s / sqrt(n) holds for normal samples only; times have a floor and a long tail, whose outliers blow it up.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def wall_beside(call: Call, device: torch.device, l2: L2) -> tuple[float, ...]:
 
 
 def _capture(make: Callable[[], Call], device: torch.device) -> Call:
-    """The call as a CUDA graph. All of it is made on the stream that captures: a backward runs where its forward did."""
+    """The call as a CUDA graph, made on the stream that captures: a backward pass runs where its forward ran."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "powerbench"
 TORCH_FREE = [
     "powerbench", "powerbench.cli", "powerbench.problem", "powerbench.cost", "powerbench.roofline",
-    "powerbench.crossover", "powerbench.stopping", "powerbench.suites", "powerbench.results.model", "powerbench.results.store",
+    "powerbench.crossover", "powerbench.stopping", "powerbench.suites", "powerbench.results.model",
+    "powerbench.results.store",
     "powerbench.reports.frames", "powerbench.reports.show", "powerbench.reports.page", "powerbench.reports.static",
     "powerbench.kernels.power.feature_map", "powerbench.kernels.power.cost", "powerbench.kernels.power.choose",
     "powerbench.kernels.power.triton_cost",
@@ -35,8 +36,11 @@ ALLOWED = {
     "kernels": BASE,
     "device": BASE | {"kernels.kernel", "roofline", "timing"},
     "gate": BASE | {"kernels"},
-    "runner": BASE | {"suites", "timing", "device", "kernels", "results", "roofline", "gate"},
-    "terminal": BASE | {"results", "runner"},
+    "bench": BASE | {"timing", "device", "kernels", "results", "gate"},
+    "plan": BASE | {"suites", "device", "kernels", "roofline", "stopping", "gate", "bench"},
+    "worker": BASE | {"timing", "device", "results", "bench"},
+    "runner": BASE | {"device", "results", "stopping", "bench", "plan", "worker"},
+    "terminal": BASE | {"results", "plan"},
 }
 
 
