@@ -106,7 +106,8 @@ class Session:
                         writer.append(measurement)
                         measured += 1
             except (KeyboardInterrupt, DeviceLostError):
-                message = f"{measured} of {len(planned)} cases are in {path}; --resume goes on with -o {path}"
+                kept = len(load(path).measurements) - len(earlier.measurements)  # Ctrl-C may come within an append
+                message = f"{kept} of {len(planned)} cases are in {path}; --resume goes on with -o {path}"
                 self.console.print(f"interrupted: {message}", markup=False, soft_wrap=True)
                 raise
             if measured:

@@ -33,7 +33,7 @@ class Stopping:
     slow_seconds: float = 1.0
     min_seconds: float = 0.3
     precision: float = 0.005
-    max_seconds: float = 1.0
+    max_seconds: float = 0.5
     max_samples: int = 1000
 
     def reason(self, samples_ms: Sequence[float]) -> StopReason | None:

@@ -110,10 +110,11 @@ def _capture(make: Callable[[], Call], device: torch.device) -> Call:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         result = call()
+    held = (call, result)  # the call too: a captured backward pass reads what its forward saved
 
     def replay() -> object:
         graph.replay()
-        return result
+        return held[1]
 
     return replay
 
