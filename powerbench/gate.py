@@ -105,14 +105,15 @@ def check(kernel: Kernel, case: Case, inputs: Inputs, forward: Forward, seed: in
 def recheck(case: Case, inputs: Inputs, run: Callable[[], object], gated: Gated) -> float:
     """Run what was timed on changed inputs; how far its results are from what the gated ones become, relatively.
 
-    A forward pass sees -v, a backward pass 2 dy: exact in every dtype, and put back exactly.
+    A forward pass sees -v, a backward pass 2 dy: exact in every dtype, and put back exactly. A backward pass alone does
+    not see -v: its forward has been, and autograd refuses what has changed since.
     """
     odd, linear = (-1 if "fwd" in case.pass_ else 1), (2 if "bwd" in case.pass_ else 1)
-    factors = (
-        (odd * linear, odd * linear, linear, odd * linear) if linear > 1 else (odd,)
-    )  # of dq, dk, dv, dlog_g; or y
-    inputs.v.mul_(odd)
-    inputs.dy.mul_(linear)
+    both = odd * linear
+    factors = (both, both, linear, both) if "bwd" in case.pass_ else (odd,)  # of dq, dk, dv, dlog_g; or of y
+    changes = [(tensor, factor) for tensor, factor in ((inputs.v, odd), (inputs.dy, linear)) if factor != 1]
+    for tensor, factor in changes:
+        tensor.mul_(factor)
     try:
         poison(inputs)
         returned = run()
@@ -122,8 +123,8 @@ def recheck(case: Case, inputs: Inputs, run: Callable[[], object], gated: Gated)
             for got, before, factor in zip(results, gated.results, factors, strict=False)  # type: ignore[call-overload]
         ]
     finally:
-        inputs.v.mul_(odd)
-        inputs.dy.div_(linear)
+        for tensor, factor in changes:
+            tensor.div_(factor)
     return max(errors, key=lambda error: (math.isnan(error), error))
 
 

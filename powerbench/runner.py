@@ -18,11 +18,10 @@ from powerbench.bench import Closed, Fault, Opened, Reply, Sampled
 from powerbench.device import Device
 from powerbench.plan import PlannedCase
 from powerbench.problem import Case
-from powerbench.results.model import Measurement
+from powerbench.results.model import INTERLEAVED, Measurement
 from powerbench.stopping import Stopping
 from powerbench.worker import WorkerLost
 
-INTERLEAVED = "interleaved"
 # How long a case may take in all, where the user does not say: compiling and tuning take minutes and are not predicted.
 TIMEOUT_SECONDS = 300.0
 TIMEOUT_FACTOR = 10.0  # times the predicted duration, which assumes a share of the roof

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from powerbench import gate
-from powerbench.bench import PHASE_POLICY, Fault, Sampled, make_inputs
+from powerbench.bench import PHASE_POLICY, Closed, Fault, Opened, Sampled, make_inputs
 from powerbench.errors import DeviceLostError
+from powerbench.kernels.table import available
 from powerbench.plan import plan
 from powerbench.problem import Case, Params, Problem
 from powerbench.results.model import Phase
@@ -371,6 +372,21 @@ class _Stale(torch.autograd.Function):
         if (dy == 0).any():  # the gate's masked one
             return dy, None
         return ctx.kept.setdefault("dy", dy.clone()), None
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["power-torch", "linear-torch", "sdpa-cpu"])
+def test_real_contestants_follow_their_inputs(name, dtype):
+    """Odd in v, linear in dy, in every pass: the check after timing must not accuse them."""
+    kernel = available()[name]
+    problem = Problem(1, 100, 2, 1, 16, 16, dtype, True)
+    host = Inline([kernel])
+    for pass_ in ("fwd", "bwd", "fwd+bwd"):
+        case = Case(
+            problem, name, kernel.resolve(problem, Params(p=2 if name == "power-torch" else None), "cpu"), pass_
+        )
+        assert isinstance(host.ask("open", case, True, 0), Opened)
+        assert host.ask("close", case, False, 0) == Closed()
 
 
 @pytest.mark.parametrize("seqlen", [1024, 8192])

@@ -10,13 +10,12 @@ from collections.abc import Iterable
 import msgspec
 
 from powerbench.crossover import percent_text
-from powerbench.results.model import Measurement, Run
+from powerbench.results.model import INTERLEAVED, Measurement, Run
 from powerbench.results.statistics import median, median_interval
 from powerbench.roofline import Ceilings, Roof, roof
 
 HOST_BOUND = 0.1  # share of the wall time
 HOST_BOUND_TEXT = "host bound: a user waits over 10 % longer than the device works"
-INTERLEAVED = "interleaved"  # `Measurement.order` of what needs no remark
 
 
 class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):

@@ -17,6 +17,8 @@ from powerbench.roofline import Ceilings
 
 SCHEMA_VERSION = 1
 
+INTERLEAVED = "interleaved"  # `Measurement.order` of contestants that took turns; else it is `in turn` and why
+
 Status = Literal["ok", "unsupported", "wrong", "oom", "timeout", "failed"]
 
 
