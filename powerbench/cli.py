@@ -180,10 +180,14 @@ def list_suites() -> None:
 
 
 @cli.command()
-@click.option("--dtype", default="bf16,fp32", show_default=True, metavar="LIST", help="Matmul ceilings to measure.")
+@click.option("--dtype", metavar="LIST", help="Matmuls to measure: bf16, fp16, tf32, fp32, fp64 [all but fp64].")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda.")
-def ceilings(dtype: str, device: str) -> None:
-    """Measure what this machine can do at best: matmul rates and copy bandwidth."""
+def ceilings(dtype: str | None, device: str) -> None:
+    """Measure what this machine can do at best, beside the datasheet where the device is a known one.
+
+    Matmul rates, copy and read bandwidth; on a CPU with all threads and with one; on a GPU L2 bandwidth and the time of
+    a launch. Takes longer over each than a sweep does.
+    """
     from powerbench.session import print_ceilings  # noqa: PLC0415
 
     print_ceilings(dtype, device, _console())

@@ -1,23 +1,15 @@
-"""Which device this is, and what it can do at best: its ceilings, measured by the run itself on random data."""
+"""Which device this is: its name, its memory, and by which UUID NVML knows it."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from powerbench.errors import UserError
-from powerbench.kernels.kernel import TORCH_DTYPES
-from powerbench.roofline import Ceilings
-from powerbench.timing import Policy, time_call
-
-# A few shapes, the best counts: libraries differ in which size they like. FLOPs of one call stay below two seconds.
-MATMUL_SIZES = {"cpu": (256, 512, 1024, 2048), "cuda": (4096, 8192)}
-COPY_BYTES = {"cpu": 256 * 1024**2, "cuda": 2 * 1024**3}
-CEILING_POLICY = Policy(min_samples=10, min_seconds=0.3, max_samples=100)
 
 
 class DeviceError(UserError):
@@ -41,6 +33,10 @@ class Device:
     def slug(self) -> str:
         """The name fit for a file name, for example nvidia-h200."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    def uuid(self) -> str | None:
+        """The GPU's UUID without the GPU- or MIG- that NVML puts before it; None on a CPU."""
+        return str(torch.cuda.get_device_properties(self.torch).uuid) if self.type == "cuda" else None
 
     def peak_memory_bytes(self, call: Callable[[], object]) -> int | None:
         """Most device memory allocated during `call`, inputs included; None on a CPU, where torch does not count."""
@@ -66,15 +62,18 @@ def pick(name: str) -> Device:
 
 
 def cpu_name() -> str:
-    """The processor as /proc/cpuinfo names it, with the threads that torch uses."""
-    model = "CPU"
+    """The processor with the threads that torch uses: what a run on a CPU calls its device."""
+    return f"{cpu_model()} ({torch.get_num_threads()} threads)"
+
+
+def cpu_model() -> str:
+    """The processor as /proc/cpuinfo names it."""
     try:
         with open("/proc/cpuinfo") as cpuinfo:
             names = [line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")]
-        model = names[0] if names else model
-    except OSError:
-        pass  # not a Linux: the plain word will do
-    return f"{model} ({torch.get_num_threads()} threads)"
+    except OSError:  # not a Linux: the plain word will do
+        names = []
+    return names[0] if names else "CPU"
 
 
 def _available_memory_bytes() -> int:
@@ -85,34 +84,3 @@ def _available_memory_bytes() -> int:
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def measure_ceilings(device: Device, dtypes: Iterable[str]) -> Ceilings:
-    """The best matmul rate of each dtype and the copy bandwidth (bytes read plus written).
-
-    Each from the fastest of its samples: a ceiling is what the machine can do, and other load only takes from it.
-    """
-    return Ceilings(
-        matmul_flops_per_s={dtype: _matmul_rate(device, dtype) for dtype in dtypes},
-        copy_bytes_per_s=_copy_rate(device),
-    )
-
-
-def _best_seconds(call: Callable[[], object], device: Device) -> float:
-    call()
-    return min(time_call(call, device.torch, CEILING_POLICY).ms) / 1e3
-
-
-def _matmul_rate(device: Device, dtype: str) -> float:
-    rates = []
-    for n in MATMUL_SIZES[device.type]:
-        a, b = (torch.randn(n, n, device=device.torch).to(TORCH_DTYPES[dtype]) for _ in range(2))
-        out = torch.empty_like(a)
-        rates.append(2 * n**3 / _best_seconds(lambda a=a, b=b, out=out: torch.matmul(a, b, out=out), device))  # type: ignore[misc]
-    return max(rates)
-
-
-def _copy_rate(device: Device) -> float:
-    source = torch.randint(0, 255, (COPY_BYTES[device.type],), dtype=torch.uint8, device=device.torch)
-    target = torch.empty_like(source)
-    return 2 * source.numel() / _best_seconds(lambda: target.copy_(source), device)

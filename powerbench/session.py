@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from powerbench.device import Device, measure_ceilings, pick
+from powerbench.ceilings import THOROUGH, matmul_dtypes, measure_all_ceilings, measure_ceilings
+from powerbench.device import Device, pick
 from powerbench.errors import DeviceLostError, UserError
 from powerbench.kernels.kernel import Kernel
 from powerbench.kernels.table import available, select
 from powerbench.problem import DTYPES
+from powerbench.reports.ceilings import LEGEND, CeilingRow, ceiling_rows
 from powerbench.results.environment import collect
 from powerbench.results.model import SCHEMA_VERSION, Header, Measurement, Run
 from powerbench.results.store import RunWriter, load
@@ -54,9 +58,14 @@ class Session:
         return Path("results") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{self.device.slug}-{self.suite.name}.jsonl"
 
     def ceilings(self) -> Ceilings:
-        """Measured now, for the dtypes of the suite."""
+        """What the roofline uses, measured now for the dtypes of the suite."""
         self.console.print(f"measuring the ceilings of {self.device.name} ...", markup=False)
         return measure_ceilings(self.device, self.suite.dtype or ())
+
+    def _all_ceilings(self) -> Ceilings:
+        """For the header: everything there is to know of the machine, and the dtypes of the suite."""
+        self.console.print(f"measuring the ceilings of {self.device.name} ...", markup=False)
+        return measure_all_ceilings(self.device, (*matmul_dtypes(self.device), *(self.suite.dtype or ())))
 
     def dry_run(self, out: Console) -> None:
         """Print the plan."""
@@ -68,8 +77,9 @@ class Session:
         with writer:
             ceilings = earlier.ceilings
             if not set(self.suite.dtype or ()) <= set(ceilings.matmul_flops_per_s):  # resumed with one more dtype
-                ceilings = ceilings.or_better(self.ceilings())
-                writer.append_ceilings(ceilings)
+                again = self.ceilings()
+                writer.append_ceilings(again)
+                ceilings = ceilings.or_better(again)
             done = {measurement.case_id for measurement in earlier.measurements}
             planned = plan(self.suite, self.kernels, self.device, ceilings, done, phases=self.phases)
             total = duration(sum(item.total_seconds for item in planned))
@@ -83,7 +93,9 @@ class Session:
                         writer.append(measurement)
                         measured += 1
             except (KeyboardInterrupt, DeviceLostError):
-                message = f"{measured} of {len(planned)} cases are in {path}; --resume goes on with -o {path}"
+                # from the file: the signal may come when a case is on disk and not yet counted here
+                kept = len(load(path).measurements) - len(earlier.measurements)
+                message = f"{kept} of {len(planned)} cases are in {path}; --resume goes on with -o {path}"
                 self.console.print(f"interrupted: {message}", markup=False, soft_wrap=True)
                 raise
             if measured:
@@ -120,7 +132,7 @@ class Session:
             seed=self.seed,
             started=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             environment=collect(self.device, {kernel.name: kernel.version() for kernel in self.kernels}),
-            ceilings=self.ceilings(),
+            ceilings=self._all_ceilings(),
         )
         return RunWriter.create(path, header), Run(str(path), header, ())
 
@@ -159,12 +171,24 @@ def print_kernels(out: Console) -> None:
     out.print(table)
 
 
-def print_ceilings(dtypes: str, device_name: str, out: Console) -> None:
-    """Measure and print the ceilings of a device."""
-    chosen = words(dtypes, "--dtype", DTYPES)
+def print_ceilings(dtypes: str | None, device_name: str, out: Console) -> None:
+    """Measure the ceilings of a device thoroughly and print them; `dtypes` None: all that are ceilings of it."""
+    chosen = words(dtypes, "--dtype", (*DTYPES, "tf32")) if dtypes else None
     device = pick(device_name)
-    measured = measure_ceilings(device, chosen)
+    measured = measure_all_ceilings(device, chosen or matmul_dtypes(device), THOROUGH)
     out.print(device.name, markup=False)
-    for dtype, rate in measured.matmul_flops_per_s.items():
-        out.print(f"matmul {dtype:5} {rate / 1e12:9.3f} TFLOP/s")
-    out.print(f"copy         {measured.copy_bytes_per_s / 1e9:9.1f} GB/s (read + written)")
+    out.print(ceilings_table(ceiling_rows(measured, device.name)))
+    out.print(LEGEND, markup=False, soft_wrap=True)
+
+
+def ceilings_table(rows: Sequence[CeilingRow]) -> Table:
+    """What is stored, line by line; without the datasheet's column where no row has a figure of it."""
+    table = Table(box=None, pad_edge=False)
+    columns = [("ceiling", "name"), ("best", "best"), ("median", "median"), ("spread", "spread"), ("n", "samples")]
+    columns += [("datasheet", "datasheet")] if any(row.datasheet for row in rows) else []
+    for heading, _ in columns:
+        table.add_column(heading, justify="left" if heading == "ceiling" else "right", no_wrap=True)
+    table.add_column("measured on", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(getattr(row, field)) for _, field in columns), Text(row.of))
+    return table

@@ -6,6 +6,9 @@
   it spins, the host enqueues the whole call, so that launch overhead stays out of the number (unless enqueueing takes
   longer than that: a call of very many launches is then host bound, and its time says so).
 
+* `host-enqueue`: time the host takes to enqueue a row of launches; nothing is waited for in between. For the launch
+  latency among the ceilings alone.
+
 Every call is one sample; samples are kept raw and in order.
 """
 
@@ -47,6 +50,19 @@ def time_call(call: Callable[[], object], device: torch.device, policy: Policy |
     while len(ms) < policy.min_samples or (sum(ms) < policy.min_seconds * 1e3 and len(ms) < policy.max_samples):
         ms.append(sample(call, device))
     return Samples(tuple(ms), timer)
+
+
+def time_enqueue(launch: Callable[[], object], device: torch.device, number: int, samples: int) -> Samples:
+    """Host time of `number` launches in a row, which all have to fit the device's queue (1024 on CUDA)."""
+    ms: list[float] = []
+    for _ in range(samples):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # an idle device and an empty queue: the host never waits for either
+        start = time.perf_counter()
+        for _ in range(number):
+            launch()
+        ms.append((time.perf_counter() - start) * 1e3)
+    return Samples(tuple(ms), "host-enqueue")
 
 
 def _cpu_sample(call: Callable[[], object], device: torch.device) -> float:

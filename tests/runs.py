@@ -8,11 +8,40 @@ import msgspec
 import numpy as np
 
 from powerbench.cost import Cost, Launch
+from powerbench.nvml import Facts
 from powerbench.problem import Case, DType, Params, Pass, Problem
 from powerbench.results.model import SCHEMA_VERSION, Environment, Header, Measurement, Phase, Run, Status
-from powerbench.roofline import Ceilings
+from powerbench.roofline import Ceiling, Ceilings
 
 POWERS_OF_TWO = (1024, 2048, 4096, 8192, 16384)
+
+
+FACTS = Facts(
+    nvml="13.580.1", uuid="GPU-0badcafe", driver="580.159.04", cuda_driver="13.0", persistence_mode="on", ecc="on",
+    mig="off", application_sm_mhz=1500, default_application_sm_mhz=1980, max_sm_mhz=1980, power_limit_w=700.0,
+)  # fmt: skip
+
+
+def gpu_ceilings(peak: float = 7.9e14, bandwidth: float = 4.1e12) -> Ceilings:
+    """One of each kind, whose fastest sample gives `peak` FLOP/s of bf16 and `bandwidth` bytes/s."""
+
+    def samples(work: float, rate: float) -> tuple[float, ...]:
+        return tuple(work / rate * 1e3 * slower for slower in (1.01, 1.0, 1.03, 1.02, 1.04))
+
+    flops, copied = 2 * 8192**3, 2 * 2**31
+    events, shape = "events-cold", "8192 x 8192 x 8192"
+    matmul = [
+        Ceiling("matmul", flops, samples(flops, rate), events, shape, dtype)
+        for dtype, rate in (("bf16", peak), ("fp16", peak), ("tf32", peak / 2), ("fp32", peak / 2))
+    ]
+    rest = [
+        Ceiling("copy", copied, samples(copied, bandwidth), events, "2048 MiB"),
+        Ceiling("read", 2**31, samples(2**31, bandwidth), events, "2048 MiB"),
+        Ceiling("l2_read", 5 * 10**9, samples(5e9, 2 * bandwidth), events, "25.0 MiB, 200 rounds a launch"),
+        Ceiling("launch_device", 1, samples(1, 4e5), events, "x.neg_() of one element"),
+        Ceiling("launch_host", 200, samples(200, 3e5), "host-enqueue", "x.neg_() of one element, 200 in a row"),
+    ]
+    return Ceilings.of([*matmul, *rest])
 
 
 def header(device: str = "Intel Xeon (8 cores)", peak: float = 4e11, bandwidth: float = 2e10) -> Header:
@@ -30,6 +59,8 @@ def header(device: str = "Intel Xeon (8 cores)", peak: float = 4e11, bandwidth: 
         packages={"torch": "2.13.0", **({"triton": "3.9.0", "flash-attn-4": "4.0.0"} if gpu else {})},
         commit="0123456789abcdef",
         powerbench="0.1.0",
+        cuda="13.0" if gpu else None,
+        gpu=FACTS if gpu else None,
     )
     return Header(
         schema=SCHEMA_VERSION,
@@ -38,7 +69,7 @@ def header(device: str = "Intel Xeon (8 cores)", peak: float = 4e11, bandwidth: 
         seed=0,
         started="2026-01-02T03:04:05Z",
         environment=environment,
-        ceilings=Ceilings({"fp32": peak / 2, "bf16": peak}, bandwidth),
+        ceilings=gpu_ceilings(peak, bandwidth) if gpu else Ceilings({"fp32": peak / 2, "bf16": peak}, bandwidth),
     )
 
 
@@ -207,9 +238,14 @@ HOSTILE = '</script><img src=x onerror="alert(1)">|`$x_{$\x1b[31m[red]&amp;é'
 def hostile_run() -> Run:
     """Every text of a run that may come from outside, at its worst, on rows with and without numbers."""
     environment = msgspec.structs.replace(
-        header().environment, device=HOSTILE, os=HOSTILE, cpu=HOSTILE, packages={HOSTILE: HOSTILE}
-    )
+        header().environment, device=HOSTILE, os=HOSTILE, cpu=HOSTILE, packages={HOSTILE: HOSTILE}, cuda=HOSTILE,
+        gpu=Facts(nvml=HOSTILE, uuid=HOSTILE, driver=HOSTILE, ecc=HOSTILE, mig=HOSTILE, persistence_mode=HOSTILE),
+    )  # fmt: skip
+    ceilings = header().ceilings
+    measured = (Ceiling("matmul", 10**9, (1.0,), HOSTILE, HOSTILE, HOSTILE), Ceiling("copy", 9, (1.0,), "", HOSTILE))
+    ceilings = msgspec.structs.replace(ceilings, measured=measured)
     worst = msgspec.structs.replace(header(), environment=environment, command=HOSTILE, suite=HOSTILE, started=HOSTILE)
+    worst = msgspec.structs.replace(worst, ceilings=ceilings)
     found = [
         measurement(f"sdpa-{HOSTILE}", ctx, ctx * 2.0, flops=1e6, config={HOSTILE: HOSTILE}, message=HOSTILE)
         for ctx in (1024, 2048)

@@ -16,8 +16,11 @@ import torch
 from rich.console import Console
 
 from powerbench.cost import Cost, Launch
-from powerbench.session import Session
+from powerbench.reports.ceilings import ceiling_name
+from powerbench.results.store import load
+from powerbench.session import Session, print_ceilings
 from powerbench.suites import Suite
+from powerbench.timing import Policy
 from tests.fakes import CEILINGS, CPU, fake
 
 SMALL = ["--p", "2", "--ctx", "64,128,256", "--head-dim", "16", "--device", "cpu"]
@@ -36,8 +39,6 @@ def lines(path: Path) -> list[dict]:
 
 
 def case_ids(path: Path) -> list[str]:
-    from powerbench.results.store import load
-
     return [measurement.case_id for measurement in load(path).measurements]
 
 
@@ -278,6 +279,9 @@ def test_a_sweep_where_nothing_can_run_exits_1(tmp_path):
         (["sweep", "--frobnicate"], "No such option"),
         (["sweep", "-o", "folder/"], "folder"),
         (["sweep", "-o", "empty.jsonl/run.jsonl"], "empty.jsonl/run.jsonl"),
+        (["ceilings", "--dtype", "fp8"], "--dtype: 'fp8' is not one of bf16, fp16, fp32, fp64, tf32"),
+        (["ceilings", "--dtype", "tf32", "--device", "cpu"], "--dtype: tf32 is a mode of NVIDIA's tensor cores"),
+        (["ceilings", "--device", "tpu"], "--device: 'tpu' is not one of auto, cpu, cuda"),
         (["frobnicate"], "No such command 'frobnicate'"),
         (["show", "gone.jsonl"], "gone.jsonl"),
         (["show", "junk.jsonl"], "junk.jsonl"),
@@ -326,6 +330,29 @@ def test_ceilings(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "matmul fp32" in done.stdout
     assert "GB/s" in done.stdout
+    assert "datasheet" not in done.stdout
+
+
+def test_a_sweep_stores_every_ceiling_that_the_command_prints(swept, monkeypatch):
+    """With everything `powerbench ceilings` measures by default, at small sizes."""
+    folder, _ = swept
+    monkeypatch.setattr("powerbench.ceilings.MATMUL_SIZES", {"cpu": (64,)})
+    monkeypatch.setattr("powerbench.session.THOROUGH", Policy(min_samples=2, min_seconds=0.0))
+    printed = Console(file=io.StringIO(), width=140)
+    header = load(folder / "run.jsonl").header
+    before = torch.get_num_threads()
+    torch.set_num_threads(header.environment.cores)  # other tests may have chosen for this process
+    try:
+        print_ceilings(None, "cpu", printed)
+    finally:
+        torch.set_num_threads(before)
+    _, heading, *table, _legend = printed.file.getvalue().splitlines()
+    assert heading.startswith("ceiling ")
+    stored = header.ceilings.measured
+    names = [ceiling_name(ceiling) for ceiling in stored]
+    assert len(names) == len(set(names)) == len(table) > 0
+    assert all(line.startswith(f"{name}  ") for line, name in zip(table, names, strict=True))
+    assert all(len(ceiling.samples_ms) >= 5 for ceiling in stored)
 
 
 def test_the_reader_of_a_pipe_may_leave(swept):

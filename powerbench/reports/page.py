@@ -27,6 +27,7 @@ from powerbench.reports.cases import CaseTable, case_table, phase_table
 from powerbench.reports.curves import Group, groups
 from powerbench.reports.figures import Drawn, draw
 from powerbench.reports.frames import tidy, tidy_phases
+from powerbench.reports.machine import ceiling_facts, gpu_facts
 from powerbench.reports.phases import PhasesByCase, phase_rows
 from powerbench.reports.rows import Row, rows
 from powerbench.reports.style import Style, styles
@@ -156,7 +157,7 @@ def _view(id: str, run: Run) -> View:
         phases=phase_table(found, phases) if phases else None,
         phases_csv=tidy_phases(run).to_csv(index=False, float_format="%.6g"),
         environment=_environment(run),
-        ceilings=_ceilings(run.ceilings),
+        ceilings=_ceilings(run.ceilings, run.header.environment.device),
     )
 
 
@@ -194,10 +195,11 @@ def _environment(run: Run) -> list[tuple[str, str]]:
     machine: Environment = run.header.environment
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
     cores = "threads" if machine.device_type == "cpu" else "multiprocessors"
-    pairs = [
+    pairs: list[tuple[str, str | None]] = [
         ("Device", f"{machine.device}, {machine.cores} {cores}, {machine.memory_bytes / _GIB:.0f} GiB"),
         ("CPU", machine.cpu),
         ("Driver", machine.driver),
+        *gpu_facts(machine),
         ("System", f"{machine.os}, Python {machine.python}"),
         ("Packages", packages),
         ("powerbench", f"{machine.powerbench}, commit {machine.commit or 'unknown'}"),
@@ -207,13 +209,14 @@ def _environment(run: Run) -> list[tuple[str, str]]:
     return [(name, value) for name, value in pairs if value]
 
 
-def _ceilings(ceilings: Ceilings) -> list[tuple[str, str]]:
+def _ceilings(ceilings: Ceilings, device: str) -> list[tuple[str, str]]:
     matmul = [
         (f"{dtype} matmul", f"{significant(rate / 1e12)} TFLOP/s, above {significant(rate / ceilings.copy_bytes_per_s)}"
          " FLOP/byte")
         for dtype, rate in ceilings.matmul_flops_per_s.items()
     ]  # fmt: skip
-    return [*matmul, ("Copy bandwidth", f"{si(ceilings.copy_bytes_per_s, ' ')}B/s"), ("Source", ceilings.source)]
+    copy = ("Copy bandwidth", f"{si(ceilings.copy_bytes_per_s, ' ')}B/s")
+    return [*matmul, copy, ("Source", ceilings.source), *ceiling_facts(ceilings, device)]
 
 
 def _asset(name: str) -> str:

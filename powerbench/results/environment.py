@@ -6,9 +6,11 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from powerbench import nvml
 from powerbench._version import __version__
 from powerbench.results.model import Environment
 
@@ -20,21 +22,34 @@ def collect(device: Device, contestants: Mapping[str, str | None]) -> Environmen
     """Environment on `device`; `contestants` are kernel names and the version of the package behind each."""
     import torch  # noqa: PLC0415  reports import this package without torch
 
-    cuda = device.type == "cuda"
-    versions = {name: version for name, version in contestants.items() if version is not None}
+    from powerbench.device import cpu_model  # noqa: PLC0415  likewise
+
+    uuid = device.uuid()
+    gpu = nvml.facts(uuid) if uuid else None
+    packages = {"torch": str(torch.__version__), "triton": _triton(), **contestants}
     return Environment(
         device=device.name,
         device_type=device.type,
-        cores=torch.cuda.get_device_properties(0).multi_processor_count if cuda else torch.get_num_threads(),
+        cores=torch.cuda.get_device_properties(device.torch).multi_processor_count if gpu else torch.get_num_threads(),
         memory_bytes=device.memory_bytes,
         os=platform.platform(),
         python=platform.python_version(),
-        cpu=f"{platform.machine()}, {os.cpu_count()} cores",
-        driver=_nvidia_driver() if cuda else None,
-        packages={"torch": str(torch.__version__), **versions},
+        cpu=f"{cpu_model()}, {platform.machine()}, {os.cpu_count()} cores",
+        driver=(_nvidia_driver() or gpu.driver) if gpu else None,
+        packages={name: version for name, version in packages.items() if version is not None},
         commit=_commit(),
         powerbench=__version__,
+        cuda=torch.version.cuda if gpu else None,
+        gpu=gpu,
     )
+
+
+def _triton() -> str | None:
+    """Its version, also where no contestant uses it; None: not installed."""
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return None
 
 
 def _nvidia_driver() -> str | None:

@@ -1,7 +1,8 @@
 """What a run file holds: one header, then one measurement a line. Raw samples only; statistics are computed on reading.
 
 Schema history
-    1   first version; since then `phases` of a measurement, which earlier readers ignore
+    1   first version; since then `phases` of a measurement, `measured` of the ceilings, `cuda` and `gpu` of the
+        environment, all of which earlier readers ignore and earlier files lack
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from powerbench.cost import Cost, Launch, total
+from powerbench.nvml import Facts
 from powerbench.problem import Case
 from powerbench.roofline import Ceilings
 
@@ -29,10 +31,12 @@ class Environment(msgspec.Struct, frozen=True):
     os: str
     python: str
     cpu: str
-    driver: str | None
+    driver: str | None  # the version line of the NVIDIA kernel module, else what NVML says
     packages: dict[str, str]  # versions: torch, triton and each contestant's package
     commit: str | None  # of powerbench, with -dirty where the tree was
     powerbench: str
+    cuda: str | None = None  # what torch was built with; None on a CPU
+    gpu: Facts | None = None  # UUID, driver, clocks policy, ECC, MIG; None on a CPU
 
 
 class Header(msgspec.Struct, frozen=True, tag="header", tag_field="type"):

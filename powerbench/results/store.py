@@ -215,8 +215,9 @@ def _parse_header(path: Path, line: bytes) -> Header:
 
 
 def _check_ceilings(path: Path, number: int, ceilings: Ceilings) -> None:
-    if not all(rate > 0 for rate in (ceilings.copy_bytes_per_s, *ceilings.matmul_flops_per_s.values())):
-        raise StoreError(f"{path}: line {number}: a ceiling is not positive")
+    fault = ceilings.fault()
+    if fault:
+        raise StoreError(f"{path}: line {number}: {fault}")
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> Measurement | CeilingsAgain:
