@@ -3,8 +3,8 @@
 Two phases share one accumulator. First the state: phi(q) is made in registers, STATE_ROWS of its rows a step, as an
 outer product of F columns and a run of C columns of q (a brick that lies in one tile of each index, so that it has one
 multiplicity), and meets the rows of the state that stand in a table of steps. Then the keys of the chunk: scores of the
-next block are multiplied while nothing else waits for them, together with the values of this one; with two warpgroups
-the product with the values runs on under the weights of the next block.
+next block are multiplied while nothing else waits for them, together with the values of this one; with LATE the
+product with the values runs on under the weights of the next block.
 
 Gates off the diagonal are two vectors, exp(a_i - a_ref) and exp(a_ref - a_j), a_ref that of the block's first row. On
 the diagonal the second exceeds 1; as long as the gates of the block lose less than MILD in all, that fits every dtype
@@ -42,8 +42,8 @@ MILD = 60.0  # e^60 is far inside float32 and bf16
 class AttendTiles(NamedTuple):
     """Query rows a program, keys a block, buffers of copies of state rows and of keys, warps.
 
-    late: the product with one block's values is waited for when the next one's is under way. `rows` is then a multiple
-    of twice `keys`, and five buffers of keys take the place of four.
+    late: a product with the state or with one block's values is waited for when the next one is under way. `rows` is
+    then a multiple of twice `keys`, and five buffers of keys take the place of four.
     """
 
     rows: int
@@ -161,13 +161,14 @@ def attend_hopper_kernel(
                 else:
                     b_z = contract_state(
                         b_z, p_r + z_start, z_steps_ptr, n_z_steps, f_pairs, x_pairs, columns,
-                        P - 1, BM, HEAD, F, C, STATE_STAGES, num_warps,
+                        P - 1, BM, HEAD, F, C, STATE_STAGES, LATE, num_warps,
                     )  # fmt: skip
                 b_x = q_smem.load(z_layout).to(gl.float32)
                 den = gl.convert_layout(gl.sum(b_z * b_x, 1), row_layout)
             acc = contract_state(
-                acc, p_r, steps_ptr, n_steps, f_pairs, x_pairs, columns, P, BM, E, F, C, STATE_STAGES, num_warps
-            )
+                acc, p_r, steps_ptr, n_steps, f_pairs, x_pairs, columns,
+                P, BM, E, F, C, STATE_STAGES, LATE, num_warps,
+            )  # fmt: skip
             if GATED:  # up to the block's first row; from there on with the keys, below
                 acc = acc * gl.exp(a_ref)
                 den = den * gl.exp(a_ref)
