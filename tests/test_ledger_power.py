@@ -292,3 +292,14 @@ def test_chunk_lengths_cover_the_sequence():
         assert 1 <= chunks.last <= 64
         assert chunks.later == max(T - 64, 0)
     assert causal_pairs(4) == 10
+
+
+def test_values_in_fp16_are_multiplied_in_two_parts():
+    """What the interpreter, which has no bf16, cannot count: e of d + e columns twice, and no more useful work."""
+    of = {}
+    for dtype in ("bf16", "fp16"):
+        one = case("power-triton", Problem(1, 300, 2, 1, 32, 64, dtype, False), chunk_size=300)
+        (of[dtype],) = (launch.cost for launch in KERNELS["power-triton"].launches(one))
+    assert of["fp16"].executed_flops * (32 + 64) == of["bf16"].executed_flops * (32 + 2 * 64)
+    assert of["fp16"].useful_flops == of["bf16"].useful_flops
+    assert of["fp16"].bytes == of["bf16"].bytes

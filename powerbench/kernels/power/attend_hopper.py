@@ -3,7 +3,8 @@
 Two phases share one accumulator. First the state: phi(q) is made in registers, STATE_ROWS of its rows a step, as an
 outer product of F columns and a run of C columns of q (a brick that lies in one tile of each index, so that it has one
 multiplicity), and meets the rows of the state that stand in a table of steps. Then the keys of the chunk: scores of the
-next block are multiplied while nothing else waits for them, together with the values of this one.
+next block are multiplied while nothing else waits for them, together with the values of this one; with LATE the
+product with the values runs on under the weights of the next block.
 
 Gates off the diagonal are two vectors, exp(a_i - a_ref) and exp(a_ref - a_j), a_ref that of the block's first row. On
 the diagonal the second exceeds 1; as long as the gates of the block lose less than MILD in all, that fits every dtype
@@ -39,12 +40,17 @@ MILD = 60.0  # e^60 is far inside float32 and bf16
 
 
 class AttendTiles(NamedTuple):
-    """Query rows a program, keys a block, buffers of copies of state rows and of keys, warps."""
+    """Query rows a program, keys a block, buffers of copies of state rows and of keys, warps.
+
+    late: a product with the state or with one block's values is waited for when the next one is under way. `rows` is
+    then a multiple of twice `keys`, and five buffers of keys take the place of four.
+    """
 
     rows: int
     keys: int
     state_stages: int
     key_stages: int
+    late: bool
     num_warps: int
 
 
@@ -86,7 +92,8 @@ def attend_hopper_kernel(
     HEADS: gl.constexpr, GROUP: gl.constexpr, P: gl.constexpr, HEAD: gl.constexpr, E: gl.constexpr,
     GATED: gl.constexpr, NORMALIZE: gl.constexpr, STATE: gl.constexpr, SAVE_DEN: gl.constexpr,
     F: gl.constexpr, C: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
-    STATE_STAGES: gl.constexpr, KEY_STAGES: gl.constexpr, MILD: gl.constexpr, num_warps: gl.constexpr,
+    STATE_STAGES: gl.constexpr, KEY_STAGES: gl.constexpr, LATE: gl.constexpr, MILD: gl.constexpr,
+    num_warps: gl.constexpr,
 ):  # fmt: skip
     """BM query rows of one chunk and head. No state comes into the chunks before `first`."""
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [num_warps, 1], [16, E, 16])
@@ -154,13 +161,14 @@ def attend_hopper_kernel(
                 else:
                     b_z = contract_state(
                         b_z, p_r + z_start, z_steps_ptr, n_z_steps, f_pairs, x_pairs, columns,
-                        P - 1, BM, HEAD, F, C, STATE_STAGES, num_warps,
+                        P - 1, BM, HEAD, F, C, STATE_STAGES, LATE, num_warps,
                     )  # fmt: skip
                 b_x = q_smem.load(z_layout).to(gl.float32)
                 den = gl.convert_layout(gl.sum(b_z * b_x, 1), row_layout)
             acc = contract_state(
-                acc, p_r, steps_ptr, n_steps, f_pairs, x_pairs, columns, P, BM, E, F, C, STATE_STAGES, num_warps
-            )
+                acc, p_r, steps_ptr, n_steps, f_pairs, x_pairs, columns,
+                P, BM, E, F, C, STATE_STAGES, LATE, num_warps,
+            )  # fmt: skip
             if GATED:  # up to the block's first row; from there on with the keys, below
                 acc = acc * gl.exp(a_ref)
                 den = den * gl.exp(a_ref)
@@ -177,39 +185,54 @@ def attend_hopper_kernel(
     )
     g_smem = gl.allocate_shared_memory(gl.float32, [2, BN], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     n_before = row_0 // BN  # key blocks before the diagonal
+    # Blocks copied ahead. A buffer is free once every warp has waited for its product and met the others at a barrier.
+    AHEAD: gl.constexpr = KEY_STAGES - 3 if LATE else KEY_STAGES - 2
     sums = lane_sums(gl.zeros([BM, BN], gl.float32, s_layout), BM, BN)
-    for j in gl.static_range(KEY_STAGES - 2):
-        copy_keys(j, length, p_k, p_v, stride_kt, stride_vt, k_smem, v_smem, q_copy, v_copy, BN, HEAD, E, KEY_STAGES)
+    for j_0 in gl.static_range(AHEAD):
+        copy_keys(j_0, length, p_k, p_v, stride_kt, stride_vt, k_smem, v_smem, q_copy, v_copy, BN, HEAD, E, KEY_STAGES)
     o_g = gl.arange(0, BN, layout=line)
     b_g = gl.full([BN], 1.0, gl.float32, line)
     if GATED:
         b_g = gl.load(p_a + o_g, mask=o_g < length, other=0.0)
-    async_copy.wait_group(KEY_STAGES - 3)
+    async_copy.wait_group(AHEAD - 1)
     no_scores = gl.zeros([BM, BN], gl.float32, s_layout)
     scores = warpgroup_mma(q_smem, k_smem.index(0).permute((1, 0)), no_scores, use_acc=False, is_async=True)
     scores = warpgroup_mma_wait(0, deps=[scores])
-    async_copy.wait_group(KEY_STAGES - 3)  # once more: its barrier here spares one in every step
-    for j in range(n_before):
-        b_p = powered(scores, P)
-        if GATED:
-            g_smem.index(j % 2).store(gl.exp(a_ref - b_g))
-            o_j = (j + 1) * BN + o_g
-            b_g = gl.load(p_a + o_j, mask=o_j < length, other=0.0)
-        copy_keys(
-            j + KEY_STAGES - 2, length, p_k, p_v, stride_kt, stride_vt, k_smem, v_smem, q_copy, v_copy, BN, HEAD, E,
-            KEY_STAGES,
-        )  # fmt: skip
-        async_copy.wait_group(KEY_STAGES - 3)  # and the barrier of g_smem
-        if GATED:
-            b_p = b_p * g_smem.index(j % 2).load(s_col)[None, :]
-        if NORMALIZE:
-            sums += lane_sums(b_p, BM, BN)
-        b_p = gl.convert_layout(b_p.to(gl.bfloat16), p_layout)
-        scores = warpgroup_mma(
-            q_smem, k_smem.index((j + 1) % KEY_STAGES).permute((1, 0)), no_scores, use_acc=False, is_async=True
-        )
-        acc = warpgroup_mma(b_p, v_smem.index(j % KEY_STAGES), acc, is_async=True)
-        scores, acc, _ = warpgroup_mma_wait(0, deps=[scores, acc, b_p])
+    async_copy.wait_group(AHEAD - 1)  # once more: its barrier here spares one in every step
+    if n_before > 0:
+        STEPS: gl.constexpr = 2 if LATE else 1  # as in contract_state: registers swapped without being moved
+        # a product in flight across a loop that may be skipped would be waited for at once
+        gl.assume(n_before >= STEPS)
+        b_last = gl.zeros([BM, BN], gl.bfloat16, p_layout)
+        for step in range(n_before // STEPS):
+            for i in gl.static_range(STEPS):
+                j = STEPS * step + i
+                b_p = powered(scores, P)
+                if GATED:
+                    g_smem.index(j % 2).store(gl.exp(a_ref - b_g))
+                    o_j = (j + 1) * BN + o_g
+                    b_g = gl.load(p_a + o_j, mask=o_j < length, other=0.0)
+                copy_keys(
+                    j + AHEAD, length, p_k, p_v, stride_kt, stride_vt, k_smem, v_smem, q_copy, v_copy, BN, HEAD, E,
+                    KEY_STAGES,
+                )  # fmt: skip
+                async_copy.wait_group(AHEAD - 1)  # and the barrier of g_smem
+                if GATED:
+                    b_p = b_p * g_smem.index(j % 2).load(s_col)[None, :]
+                if NORMALIZE:
+                    sums += lane_sums(b_p, BM, BN)
+                b_p = gl.convert_layout(b_p.to(gl.bfloat16), p_layout)
+                scores = warpgroup_mma(
+                    q_smem, k_smem.index((j + 1) % KEY_STAGES).permute((1, 0)), no_scores, use_acc=False, is_async=True
+                )
+                acc = warpgroup_mma(b_p, v_smem.index(j % KEY_STAGES), acc, is_async=True)
+                if LATE:
+                    scores, acc, _, _ = warpgroup_mma_wait(1, deps=[scores, acc, b_p, b_last])
+                    b_last = b_p
+                else:
+                    scores, acc, _ = warpgroup_mma_wait(0, deps=[scores, acc, b_p])
+        if LATE:
+            acc, _ = warpgroup_mma_wait(0, deps=[acc, b_last])
 
     o_i = gl.arange(0, BM, layout=s_row)
     o_m = gl.arange(0, BM, layout=row_layout)
@@ -234,10 +257,10 @@ def attend_hopper_kernel(
             b_g = gl.load(p_a + o_next, mask=o_next < length, other=0.0)
         if i + 1 < BM // BN:
             copy_keys(
-                j + KEY_STAGES - 2, length, p_k, p_v, stride_kt, stride_vt, k_smem, v_smem, q_copy, v_copy, BN, HEAD, E,
+                j + AHEAD, length, p_k, p_v, stride_kt, stride_vt, k_smem, v_smem, q_copy, v_copy, BN, HEAD, E,
                 KEY_STAGES,
             )  # fmt: skip
-            async_copy.wait_group(KEY_STAGES - 3)
+            async_copy.wait_group(AHEAD - 1)
         if GATED:
             if mild:
                 b_p = b_p * g_smem.index(j % 2).load(s_col)[None, :]
@@ -288,7 +311,9 @@ def serves(dtype: torch.dtype, device: torch.device, d: int, e: int, p: int, d_t
 
 def _tiles(d: int, e: int) -> AttendTiles:
     """The best of those tried on an H200 (docs/kernel-notes.md)."""
-    return AttendTiles(128, 64, 4, 4, 4 if max(d, e) <= 64 else 8)
+    if max(d, e) <= 64:
+        return AttendTiles(128, 64, 4, 4, False, 4)  # 4 warps have no registers left for the late wait
+    return AttendTiles(128, 64, 4, 5, True, 8)
 
 
 def attend_hopper(
@@ -317,6 +342,7 @@ def attend_hopper(
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         HEADS=H, GROUP=H // Hk, P=p, HEAD=d, E=e, GATED=a is not None, NORMALIZE=normalize,
         STATE=r is not None, SAVE_DEN=den is not None, F=shape.fibres, C=shape.columns, BM=tiles.rows, BN=tiles.keys,
-        STATE_STAGES=tiles.state_stages, KEY_STAGES=tiles.key_stages, MILD=MILD, num_warps=tiles.num_warps,
+        STATE_STAGES=tiles.state_stages, KEY_STAGES=tiles.key_stages, LATE=tiles.late, MILD=MILD,
+        num_warps=tiles.num_warps,
     )  # fmt: skip
     return y, den

@@ -1,10 +1,10 @@
 """A state contracted with phi of some rows, for Hopper in Gluon: the two products of `contract`, phi made in registers.
 
 Both walk a table of steps and multiply [BM, K] of phi by K rows, or columns, of the state at a time. The next phi is
-made while the product of this one runs: `contract_gradient_state`, whose steps are long, waits for a product only when
-the next one is under way; in `contract_state`, with more registers for phi's columns, that gained nothing. phi stays
-packed, two bf16 in an int32: carried from step to step as single values, LLVM swaps the halves of each pair on the way
-in and on the way out. Factors that multiply both halves are stored twice.
+made while the product of this one runs. Where registers allow it, a product is waited for only when the next one is
+under way: in `contract_gradient_state`, and in `contract_state` where its caller says LATE (docs/kernel-notes.md). phi
+stays packed, two bf16 in an int32: carried from step to step as single values, LLVM swaps the halves of each pair on
+the way in and on the way out. Factors that multiply both halves are stored twice.
 """
 
 from __future__ import annotations
@@ -82,15 +82,30 @@ def column_pair(columns, i, layout: gl.constexpr):
 
 
 @gluon.jit
-def expanded(step, p_steps, f_smem, columns, b_x, cube: gl.constexpr, P: gl.constexpr):
-    """phi of one step times its multiplicity: int32 [BM, F, C / 2], pairs of bf16; b_x [BM, C / 2] are its columns."""
-    b_f = f_smem.index(gl.load(p_steps + step * STEP_FIELDS + 2)).load(gl.SliceLayout(2, cube))  # [BM, F]
-    b_f = times(b_f, gl.load(p_steps + step * STEP_FIELDS + 6))
+def brick_of(step, p_steps, P: gl.constexpr):
+    """i_1 / F, the run of columns, i_2, i_3 (i_1 / F again where P has none) and the multiplicities of one step."""
+    at = p_steps + step * STEP_FIELDS
+    i_1 = gl.load(at + 2)
+    i_2 = i_1
+    i_3 = i_1
+    if P >= 3:
+        i_2 = gl.load(at + 4)
+    if P == 4:
+        i_3 = gl.load(at + 5)
+    return i_1, gl.load(at + 3), i_2, i_3, gl.load(at + 6)
+
+
+@gluon.jit
+def expanded(brick, f_smem, x_smem, columns, cube: gl.constexpr, P: gl.constexpr):
+    """phi of one step times its multiplicity: int32 [BM, F, C / 2], pairs of bf16."""
+    i_1, run, i_2, i_3, multiplicities = brick
+    b_x = x_smem.index(run).load(gl.SliceLayout(1, cube))  # [BM, C / 2]
+    b_f = times(f_smem.index(i_1).load(gl.SliceLayout(2, cube)), multiplicities)  # [BM, F]
     if P >= 3:
         row_layout: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, cube))
-        b_c = column_pair(columns, gl.load(p_steps + step * STEP_FIELDS + 4), row_layout)  # [BM]
+        b_c = column_pair(columns, i_2, row_layout)  # [BM]
         if P == 4:
-            b_c = times(b_c, column_pair(columns, gl.load(p_steps + step * STEP_FIELDS + 5), row_layout))
+            b_c = times(b_c, column_pair(columns, i_3, row_layout))
         b_f = times(b_f, gl.expand_dims(b_c, 1))
     return times(gl.expand_dims(b_f, 2), gl.expand_dims(b_x, 1))
 
@@ -138,9 +153,9 @@ def copy_state(step, n_steps, row_0, apart, p_r, r_smem, copy: gl.constexpr, ROW
 @gluon.jit
 def contract_state(
     acc, p_r, p_steps, n_steps, f_smem, x_smem, columns, P: gl.constexpr, BM: gl.constexpr, E: gl.constexpr,
-    F: gl.constexpr, C: gl.constexpr, STAGES: gl.constexpr, num_warps: gl.constexpr,
+    F: gl.constexpr, C: gl.constexpr, STAGES: gl.constexpr, LATE: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
-    """acc [BM, E] plus phi_P(q)^T R, R [D, E] at p_r."""
+    """acc [BM, E] plus phi_P(q)^T R, R [D, E] at p_r. LATE: a product is waited for when the next one is under way."""
     ROWS: gl.constexpr = F * C
     acc_layout: gl.constexpr = acc.type.layout
     phi_layout: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
@@ -153,23 +168,40 @@ def contract_state(
         row_0, apart = rows_of(step, n_steps, p_steps)
         copy_state(step, n_steps, row_0, apart, p_r, r_smem, copy, ROWS, C, E, STAGES)
     row_0, apart = rows_of(STAGES - 2, n_steps, p_steps)  # loaded a step before they are used
-    x_layout: gl.constexpr = gl.SliceLayout(1, cube)
-    b_x = x_smem.index(gl.load(p_steps + 3)).load(x_layout)
-    b_phi = expanded(0, p_steps, f_smem, columns, b_x, cube, P)
+    b_phi = expanded(brick_of(0, p_steps, P), f_smem, x_smem, columns, cube, P)
+    if LATE:
+        brick = brick_of(1, p_steps, P)  # loaded a step before it is used
+        b_last = b_phi
+        gl.assume(n_steps >= 2)  # a product in flight across a loop that may be skipped would be waited for at once
     for pair in range(n_steps // 2):
         for odd in gl.static_range(2):  # two steps, so that phi and the next phi swap registers without being moved
             at = 2 * pair + odd
-            # into the buffer of step at - 2, whose product every warp has waited for before the last step's barrier
-            copy_state(at + STAGES - 2, n_steps, row_0, apart, p_r, r_smem, copy, ROWS, C, E, STAGES)
-            async_copy.wait_group(STAGES - 2)
+            # A copy goes into the buffer of step at - 2, whose product every warp has waited for before the barrier
+            # of the last step, or LATE of this one: both come with wait_group.
+            if LATE:
+                async_copy.wait_group(STAGES - 3)
+            else:
+                copy_state(at + STAGES - 2, n_steps, row_0, apart, p_r, r_smem, copy, ROWS, C, E, STAGES)
+                async_copy.wait_group(STAGES - 2)
             b_a = unpacked(b_phi, phi_layout, BM, ROWS)
-            product = warpgroup_mma(b_a, r_smem.index(at % STAGES), acc, is_async=True)
+            acc = warpgroup_mma(b_a, r_smem.index(at % STAGES), acc, is_async=True)
+            if LATE:
+                copy_state(at + STAGES - 2, n_steps, row_0, apart, p_r, r_smem, copy, ROWS, C, E, STAGES)
             row_0, apart = rows_of(at + STAGES - 1, n_steps, p_steps)
-            after = gl.minimum(at + 1, n_steps - 1)
-            b_x = x_smem.index(gl.load(p_steps + after * STEP_FIELDS + 3)).load(x_layout)
-            b_next = expanded(after, p_steps, f_smem, columns, b_x, cube, P)
-            acc, _ = warpgroup_mma_wait(0, deps=[product, b_a])  # the product reads the registers of b_a until here
-            b_phi = b_next
+            if LATE:
+                following = brick_of(gl.minimum(at + 2, n_steps - 1), p_steps, P)
+                acc, _, _ = warpgroup_mma_wait(1, deps=[acc, b_a, b_last])  # for that of the step before
+                b_last = b_phi
+                b_phi = expanded(brick, f_smem, x_smem, columns, cube, P)
+                brick = following
+            else:
+                b_next = expanded(
+                    brick_of(gl.minimum(at + 1, n_steps - 1), p_steps, P), f_smem, x_smem, columns, cube, P
+                )
+                acc, _ = warpgroup_mma_wait(0, deps=[acc, b_a])  # the product reads the registers of b_a until here
+                b_phi = b_next
+    if LATE:
+        acc, _ = warpgroup_mma_wait(0, deps=[acc, b_last])
     async_copy.wait_group(0)
     return acc
 

@@ -100,7 +100,7 @@ def store_weights(slot, b_den, b_delta, b_loss, w_smem, delta_smem, GATED: gl.co
 def weighted(slot, b_s, w_smem, P: gl.constexpr, WEIGHTED: gl.constexpr):
     """s^(p-1) times the weight of its query: float32 as b_s [BM, BN]."""
     s_col: gl.constexpr = gl.SliceLayout(0, b_s.type.layout)
-    b_f = powered(b_s, P - 1) if P > 1 else gl.full(b_s.shape, 1.0, gl.float32, b_s.type.layout)
+    b_f = powered(b_s, P - 1)
     if WEIGHTED:
         b_f = b_f * w_smem.index(slot).load(s_col)[None, :]
     return b_f
