@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 import time
 import weakref
 from contextlib import closing
@@ -166,7 +169,8 @@ def test_a_wrong_kernel_has_no_phases():
 def test_a_phase_that_raises_costs_only_itself():
     first, second, third = (launch.name for launch in LAUNCHES)
     calls = {first: softmax_once, second: raising(RuntimeError("boom\nand a long story")), third: softmax_once}
-    row, after = measure(phased("apart", calls), fake("after"), phases=True)
+    rows = {row.case.kernel: row for row in measure(phased("apart", calls), fake("after"), phases=True)}
+    row, after = rows["apart"], rows["after"]
     assert (row.status, after.status) == ("ok", "ok")
     assert len(row.samples_ms) >= 5
     assert row.phases[1] == Phase(second, message="RuntimeError: boom")
@@ -391,14 +395,27 @@ def test_real_contestants_follow_their_inputs(name, dtype):
 
 @pytest.mark.parametrize("seqlen", [1024, 8192])
 def test_memory_for_results_is_poisoned(seqlen):
-    """Without, a kernel that writes nothing mostly gets the results of the call before, whole, from the allocator."""
+    """Without, a kernel that writes nothing mostly gets the results of the call before, whole, from the allocator.
+
+    In a process of its own, as a bench has it: the heap of this one has holes that other tests left.
+    """
+    stale = subprocess.run(
+        [sys.executable, "-c", f"from tests.test_runner import stale_shares; print(*stale_shares({seqlen}))"],
+        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ).stdout.split()  # fmt: skip
+    assert len(stale) == 5
+    assert max(map(float, stale)) < 0.1
+
+
+def stale_shares(seqlen):
+    """How much of a fresh tensor still holds the results of 1, 2 ... calls before."""
     inputs = make_inputs(Problem(2, seqlen, 4, 2, 8, 8, "fp32", True), torch.device("cpu"), 0)
     for number in range(1, 6):
         right = [inputs.q * 2 for _ in range(number)]
         del right
         gate.poison(inputs)
         left = torch.empty_like(inputs.q)
-        assert (left == inputs.q * 2).double().mean() < 0.1
+        yield float((left == inputs.q * 2).double().mean())
 
 
 def test_ctrl_c_is_not_swallowed():
