@@ -120,7 +120,7 @@ class Bench:
             return Opened(gated.error, allowed, config)
 
         def make() -> Callable[[], object]:
-            return _call(kernel, case, inputs, forward)
+            return timed_call(kernel, case, inputs, forward)
 
         call = make()
         peak = self.device.peak_memory_bytes(call)  # also the warm-up: what compiles or tunes does it here or above
@@ -194,7 +194,7 @@ def _time_phase(name: str, call: Callable[[], object], bench: Bench) -> Phase:
         return Phase(name, message=_in_words(error))
 
 
-def _call(kernel: Kernel, case: Case, inputs: Inputs, forward: Forward) -> Callable[[], object]:
+def timed_call(kernel: Kernel, case: Case, inputs: Inputs, forward: Forward) -> Callable[[], object]:
     """What is timed: the case's pass, from tensors on the device to tensors on the device."""
     if case.pass_ == "fwd":
 

@@ -40,7 +40,7 @@ def softmax(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tens
     """Causal softmax attention as plainly as it can be written; GQA by repetition."""
     k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], dim=2) for t in (k, v))
     scores = torch.einsum("bihd,bjhd->bhij", q, k) / q.shape[-1] ** 0.5
-    mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril()
+    mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril()
     return torch.einsum("bhij,bjhe->bihe", scores.masked_fill(~mask, float("-inf")).softmax(-1), v)
 
 
