@@ -29,8 +29,8 @@ class Silent:
 @pytest.fixture(scope="module")
 def swept():
     """One sweep over all faults: name -> row."""
-    from powerbench.device import pick  # noqa: PLC0415
-    from tests import planted_gpu  # noqa: PLC0415  needs triton
+    from powerbench.device import pick
+    from tests import planted_gpu  # needs triton
 
     device = pick("cuda")
     suite = Suite(ctx=(256,), heads=(4,), kv_heads=(2,), head_dim=(64,), batch=2, dtype=("bf16",)).on("cuda")
@@ -73,7 +73,8 @@ def test_what_can_be_captured_is(swept):
 def test_a_host_that_sleeps_is_not_in_a_graph_but_in_the_wall_time(swept):
     row = swept["sleeps"]
     assert row.timer == "graph-cold"
-    assert max(row.samples_ms) < 10 < 20 <= min(row.wall_ms)
+    assert max(row.samples_ms) < 10
+    assert min(row.wall_ms) >= 1e3 * 0.02
 
 
 def test_what_cannot_be_captured_says_why(swept):
