@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from powerbench.suites import Suite
+    from powerbench.timing import L2, Mode
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,6 +36,13 @@ SELECTORS = (
     ("--dtype", "LIST", "bf16, fp16, fp32, fp64 [bf16 on a GPU, fp32 on a CPU]."),
     ("--pass", "LIST", "fwd, bwd, fwd+bwd [fwd]."),
     ("--kernels", "LIST", "Families or rows as `powerbench list kernels` prints them [what suits the device]."),
+)
+
+TIMEOUT = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="A case that takes longer is ended [300 and ten times its prediction].",
 )
 
 
@@ -66,9 +74,15 @@ def cli() -> None:
 @click.option("--resume", is_flag=True, help="Go on with the run file of -o: nothing is measured twice.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and measure nothing but the ceilings.")
 @click.option("--phases", is_flag=True, help="Also time each phase (launch) alone, of kernels that can be taken apart.")
+@click.option(
+    "--timer", type=click.Choice(["graph", "events", "wall"]), help="How [graph where it can, on a CPU wall]."
+)
+@click.option("--l2", type=click.Choice(["cold", "hot"]), help="State of a GPU's L2 before each sample [cold].")
+@TIMEOUT
 def sweep(
-    output: str | None, resume: bool, dry_run: bool, phases: bool, device: str, seed: int, **selected: Any
-) -> None:
+    output: str | None, resume: bool, dry_run: bool, phases: bool, timer: Mode | None, l2: L2 | None,
+    timeout: float | None, device: str, seed: int, **selected: Any,
+) -> None:  # fmt: skip
     """Gate every case for correctness, time it, and say which kernel wins from which context on.
 
     Exit status: 0 measured; 1 a case was wrong, none could be measured, or the device was lost; 2 bad input; 130
@@ -80,7 +94,8 @@ def sweep(
 
     from powerbench.session import Session  # noqa: PLC0415
 
-    session = Session.prepare(suite, device, seed, _console(stderr=True), phases=phases)
+    how: dict[str, Any] = {"phases": phases, "timer": timer, "l2": l2, "timeout_s": timeout}
+    session = Session.prepare(suite, device, seed, _console(stderr=True), **how)
     if dry_run:
         session.dry_run(_console())
         return
@@ -97,18 +112,20 @@ def sweep(
 
 @cli.command()
 @selectors
-def verify(device: str, seed: int, **selected: Any) -> None:
+@TIMEOUT
+def verify(device: str, seed: int, timeout: float | None, **selected: Any) -> None:
     """Gate the same cases as sweep for correctness, without timing them.
 
-    Exit status: 0 all that can run are right; 1 a case was wrong, failed or ran out of memory, or none could run.
+    Exit status: 0 all that can run are right; 1 a case was wrong, failed, ran out of memory or time, or none could run.
     """
     suite = _suite(selected)
 
     from powerbench.session import Session  # noqa: PLC0415
 
-    measurements = Session.prepare(suite, device, seed, _console(stderr=True)).verify(_console())
+    session = Session.prepare(suite, device, seed, _console(stderr=True), timeout_s=timeout)
+    measurements = session.verify(_console())
     statuses = {measurement.status for measurement in measurements}
-    sys.exit(1 if statuses & {"wrong", "failed", "oom"} or "ok" not in statuses else 0)
+    sys.exit(1 if statuses & {"wrong", "failed", "oom", "timeout"} or "ok" not in statuses else 0)
 
 
 @cli.command()

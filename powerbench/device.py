@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from powerbench import timing
 from powerbench.errors import UserError
 
 
@@ -47,6 +48,12 @@ class Device:
         call()
         torch.cuda.synchronize()
         return int(torch.cuda.max_memory_allocated())
+
+    def release(self) -> None:
+        """Give back the device memory that this process keeps for later, so that another can have it."""
+        if self.type == "cuda":
+            timing.release()
+            torch.cuda.empty_cache()
 
 
 def pick(name: str) -> Device:

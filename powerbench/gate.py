@@ -10,12 +10,18 @@ At long contexts the reference is computed on sampled query rows only, so that i
 The error is relative, ||got - want|| / ||want||: for y the largest over the sampled positions (norm over batch, heads
 and value dimension, so that one wrong row cannot hide among many right ones); for gradients over all that is compared,
 because single rows may be exactly zero (the first query of normalised attention sees one key: its dq is).
+
+Before the gated calls the memory that results are likely to get is filled with NaN (`poison`), so that a kernel that
+writes nothing cannot pass with what another left there. After timing, what was timed runs once more on changed inputs
+(`recheck`): attention is odd in v and its gradients are linear in dy, so that without another reference it is known
+what the gated results have to become. A result that was cached, or that a CUDA graph did not capture, shows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -27,6 +33,7 @@ from powerbench.problem import Case, Problem
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4, "fp16": 1e-2, "bf16": 3e-2}
 REFERENCE_ELEMENTS = 2**24  # B * H * R * T of one float64 intermediate: 128 MiB
 MIN_ROWS = 8
+POISON_COPIES, POISON_BYTES = 16, 2**26  # of each tensor at most, and together
 
 # Float64 copies of q, k, v, dy and, where gradients are compared, as many gradients; and the row-by-row intermediates.
 REFERENCE_INTERMEDIATES = 6
@@ -60,14 +67,27 @@ def sample_rows(problem: Problem, seed: int) -> torch.Tensor:
     return torch.tensor(sorted(dict.fromkeys(fixed + drawn))[:T])
 
 
-def worst_error(kernel: Kernel, case: Case, inputs: Inputs, forward: Forward, seed: int) -> float:
-    """Run the case once on `inputs` and return its largest relative error; nan or inf where a result is not finite."""
+@dataclass(frozen=True)
+class Gated:
+    """A gated case: its largest relative error (nan or inf where a result is not finite), and what it returned.
+
+    `results` are the rows `rows` of what the timed call returns: y, or for backward passes the gradients from dense dy.
+    """
+
+    error: float
+    rows: torch.Tensor
+    results: tuple[torch.Tensor, ...]
+
+
+def check(kernel: Kernel, case: Case, inputs: Inputs, forward: Forward, seed: int) -> Gated:
+    """Run the case on `inputs` and compare it with the reference."""
     rows = sample_rows(case.problem, seed).to(inputs.q.device)
     exact = Inputs(**{k: t if t is None else t.detach().double() for k, t in vars(inputs).items()})
+    poison(inputs)
     if case.pass_ == "fwd":
         with torch.no_grad():
-            y = forward(inputs.q, inputs.k, inputs.v, inputs.log_g)
-            return _row_error(y[:, rows], kernel.reference(case, exact, rows))
+            y = forward(inputs.q, inputs.k, inputs.v, inputs.log_g)[:, rows]
+            return Gated(_row_error(y, kernel.reference(case, exact, rows)), rows, (y,))
     y, gradients = differentiable(kernel, inputs, forward)
     want_y, want_gradients = differentiable(
         kernel, exact, lambda q, k, v, g: kernel.reference(case, Inputs(q, k, v, g, exact.dy), rows)
@@ -75,9 +95,54 @@ def worst_error(kernel: Kernel, case: Case, inputs: Inputs, forward: Forward, se
     errors = [_row_error(y[:, rows].detach(), want_y.detach())]
     want_q, *want_rest = want_gradients(exact.dy[:, rows])
     masked = torch.zeros_like(inputs.dy).index_copy_(1, rows, inputs.dy[:, rows])
-    errors.append(_error(gradients(inputs.dy)[0][:, rows], want_q[:, rows]))
+    poison(inputs)
+    results = tuple(gradient[:, rows] for gradient in gradients(inputs.dy))
+    errors.append(_error(results[0], want_q[:, rows]))
     errors += [_error(got, want) for got, want in zip(gradients(masked)[1:], want_rest, strict=True)]
-    return max(errors, key=lambda error: (math.isnan(error), error))  # a nan is the worst of all
+    return Gated(max(errors, key=lambda error: (math.isnan(error), error)), rows, results)  # a nan is the worst of all
+
+
+def recheck(case: Case, inputs: Inputs, run: Callable[[], object], gated: Gated) -> float:
+    """Run what was timed on changed inputs; how far its results are from what the gated ones become, relatively.
+
+    A forward pass sees -v, a backward pass 2 dy: exact in every dtype, and put back exactly. A backward pass alone does
+    not see -v: its forward has been, and autograd refuses what has changed since.
+    """
+    odd, linear = (-1 if "fwd" in case.pass_ else 1), (2 if "bwd" in case.pass_ else 1)
+    both = odd * linear
+    factors = (both, both, linear, both) if "bwd" in case.pass_ else (odd,)  # of dq, dk, dv, dlog_g; or of y
+    changes = [(tensor, factor) for tensor, factor in ((inputs.v, odd), (inputs.dy, linear)) if factor != 1]
+    for tensor, factor in changes:
+        tensor.mul_(factor)
+    try:
+        poison(inputs)
+        returned = run()
+        results = (returned,) if isinstance(returned, torch.Tensor) else returned
+        errors = [
+            _error(got[:, gated.rows], factor * before.double())
+            for got, before, factor in zip(results, gated.results, factors, strict=False)  # type: ignore[call-overload]
+        ]
+    finally:
+        for tensor, factor in changes:
+            tensor.div_(factor)
+    return max(errors, key=lambda error: (math.isnan(error), error))
+
+
+def poison(inputs: Inputs) -> None:
+    """Leave NaN in the free memory that results (y and gradients) are likely to get.
+
+    Of small tensors as many as it takes to fill the holes of their size; large ones get fresh memory from the system,
+    or on a GPU, where what torch keeps is given back first, what was freed last. No allocator promises this; what
+    slips through is stale, and `recheck` sees it.
+    """
+    if inputs.q.is_cuda:
+        torch.cuda.empty_cache()
+    held = []
+    for tensor in vars(inputs).values():
+        if tensor is not None:
+            copies = min(POISON_COPIES, max(1, POISON_BYTES // tensor.nbytes))
+            held += [torch.full_like(tensor, math.nan) for _ in range(copies)]
+    held.clear()
 
 
 def differentiable(kernel: Kernel, inputs: Inputs, forward: Forward) -> tuple[torch.Tensor, Gradients]:
@@ -93,7 +158,8 @@ def differentiable(kernel: Kernel, inputs: Inputs, forward: Forward) -> tuple[to
 
 
 def _error(got: torch.Tensor, want: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(got.double() - want) / torch.linalg.vector_norm(want))
+    off = torch.linalg.vector_norm(got.double() - want)
+    return 0.0 if off == 0 else float(off / torch.linalg.vector_norm(want))
 
 
 def _row_error(got: torch.Tensor, want: torch.Tensor) -> float:

@@ -1,61 +1,32 @@
-"""Runs a sweep: plans its cases, makes their inputs, gates each for correctness, then times it. Nothing else does."""
+"""Runs a sweep: asks a measuring process for one thing after the other, and turns its answers into measurements.
+
+The contestants of a problem in one pass are opened first (gated, warmed up), then sampled in turns, round by round, so
+that drift hits all alike, until each has met its stopping rule. What happens in the process is `powerbench.bench`, the
+process itself `powerbench.worker`; the decisions are here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Protocol, TypeVar
 
-import torch
-
-from powerbench import gate
-from powerbench.cost import Launch
+from powerbench.bench import Closed, Fault, Opened, Reply, Sampled
 from powerbench.device import Device
-from powerbench.errors import DeviceLostError
-from powerbench.kernels.kernel import TORCH_DTYPES, Forward, Inputs, Kernel
-from powerbench.problem import Case, Problem
-from powerbench.results.model import Measurement, Phase
-from powerbench.roofline import Ceilings, roof_seconds
-from powerbench.suites import Suite
-from powerbench.timing import Policy, time_call
+from powerbench.plan import PlannedCase
+from powerbench.problem import Case
+from powerbench.results.model import INTERLEAVED, Measurement
+from powerbench.stopping import Stopping
+from powerbench.worker import WorkerLost
 
-# A prediction, for the plan and the ETA only: what share of the roof a kernel may be expected to reach.
-ASSUMED_ROOF_FRACTION = 0.25
-# Phases explain a time and are not ranked by theirs: half the samples, so that they cost less than the case itself.
-PHASE_POLICY = Policy(min_seconds=0.2, max_samples=50)
-SLOW_GATES = 6.9  # log_g = logsigmoid(randn + 6.9): half-life about 700 tokens, so that a wrong state is seen
+# How long a case may take in all, where the user does not say: compiling and tuning take minutes and are not predicted.
+TIMEOUT_SECONDS = 300.0
+TIMEOUT_FACTOR = 10.0  # times the predicted duration, which assumes a share of the roof
 
-
-@dataclass(frozen=True)
-class PlannedCase:
-    """A case before it runs. `reason`: why it will be skipped. Seconds and bytes are predictions, for one call.
-
-    `phases`: its launches will be timed one by one, too.
-    """
-
-    case: Case
-    kernel: Kernel
-    reason: str | None
-    launches: tuple[Launch, ...]
-    call_seconds: float
-    memory_bytes: int
-    phases: bool = False
-
-    @property
-    def total_seconds(self) -> float:
-        """Predicted time of the whole case: gate, warm-up and samples; phases as if each took an equal part."""
-        if self.reason:
-            return 0.0
-        seconds = self.call_seconds * 2 + _sampling_seconds(self.call_seconds, Policy())
-        if self.phases:
-            number = len(self.launches)
-            seconds += self.call_seconds * 2 + number * _sampling_seconds(self.call_seconds / number, PHASE_POLICY)
-        return seconds
-
-
-def _sampling_seconds(call_seconds: float, policy: Policy) -> float:
-    samples = policy.min_seconds / max(call_seconds, 1e-9)
-    return call_seconds * min(policy.max_samples, max(policy.min_samples, samples))
+R = TypeVar("R", bound=Reply)
 
 
 class Observer(Protocol):
@@ -68,176 +39,186 @@ class Observer(Protocol):
         """The case has been measured, refused or lost."""
 
 
-def plan(
-    suite: Suite,
-    kernels: Sequence[Kernel],
-    device: Device,
-    ceilings: Ceilings,
-    done: Collection[str] = (),
-    *,
-    phases: bool = False,
-) -> list[PlannedCase]:
-    """The cases of the suite on this device in the order they run, less those whose id is in `done`.
+class Host(Protocol):
+    """Where a bench lives: `powerbench.worker.Worker`, or for tests this process."""
 
-    `suite` is what `Suite.on` returned; `kernels` are the selected records. With `phases`, those of them that can be
-    taken apart are also timed launch by launch.
-    """
-    by_name = {kernel.name: kernel for kernel in kernels}
-    todo = [case for case in suite.cases(kernels, device.type) if case.case_id not in done]
-    return [_plan_case(case, by_name[case.kernel], device, ceilings, phases) for case in todo]
+    def ask(self, verb: str, case: Case, argument: int | bool, timeout_s: float) -> Reply:
+        """One request to the bench. Raises WorkerLost when its process does not live to answer."""
 
-
-def _plan_case(case: Case, kernel: Kernel, device: Device, ceilings: Ceilings, phases: bool) -> PlannedCase:
-    reason = kernel.unsupported(case, device.type)
-    if reason:
-        return PlannedCase(case, kernel, reason, (), 0.0, 0)
-    launches = kernel.launches(case)
-    seconds, _ = roof_seconds(launches, case.problem.dtype, ceilings)
-    call_seconds = seconds / ASSUMED_ROOF_FRACTION
-    apart = phases and kernel.phases is not None
-    return PlannedCase(case, kernel, None, launches, call_seconds, _memory_bytes(case, kernel), apart)
-
-
-def _memory_bytes(case: Case, kernel: Kernel) -> int:
-    """Predicted peak: inputs, y and dy, gradients where asked for, what the kernel says it needs, and the gate."""
-    problem = case.problem
-    inputs = problem.q_bytes + problem.k_bytes + problem.v_bytes + problem.gate_bytes
-    gradients = 0 if case.pass_ == "fwd" else inputs
-    return inputs + gradients + 2 * problem.y_bytes + kernel.workspace_bytes(case) + gate.memory_bytes(case)
-
-
-def make_inputs(problem: Problem, device: torch.device, seed: int) -> Inputs:
-    """Random tensors for a problem, the same for the same seed and device type. Never zeros: they time too well."""
-    generator = torch.Generator(device).manual_seed(seed)
-    B, T, H, Hk = problem.batch, problem.seqlen, problem.heads, problem.kv_heads
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, device=device, generator=generator)
-
-    def operand(heads: int, width: int) -> torch.Tensor:
-        return normal(B, T, heads, width).to(TORCH_DTYPES[problem.dtype])
-
-    return Inputs(
-        q=operand(H, problem.head_dim),
-        k=operand(Hk, problem.head_dim),
-        v=operand(Hk, problem.value_dim),
-        log_g=torch.nn.functional.logsigmoid(normal(B, T, Hk) + SLOW_GATES) if problem.gated else None,
-        dy=operand(H, problem.value_dim),
-    )
+    def close(self) -> None:
+        """End the process."""
 
 
 def run(
-    planned: Sequence[PlannedCase], device: Device, seed: int, observer: Observer, *, timed: bool = True
-) -> Iterator[Measurement]:
-    """Measure the planned cases one by one; a failure of one is its row, not the end.
+    planned: Sequence[PlannedCase],
+    device: Device,
+    hire: Callable[[], Host],
+    observer: Observer,
+    *,
+    timed: bool = True,
+    timeout_s: float | None = None,
+    stopping: Stopping | None = None,
+) -> Generator[Measurement, None, None]:
+    """Measure the planned cases; a failure of one is its row, not the end. Each is yielded the moment it is complete.
 
-    `timed` False gates for correctness only. Raises DeviceLostError when nothing more can be measured in this process.
+    `hire` starts a measuring process. `timed` False gates for correctness only. `timeout_s` is for the whole of one
+    case. Raises DeviceLostError when nothing more can be measured. Close the iterator (`contextlib.closing`): the
+    measuring process ends with it.
     """
-    inputs: Inputs | None = None
-    problem: Problem | None = None
-    for item in planned:
-        observer.started(item)
-        if item.reason:
-            measurement = Measurement(case=item.case, status="unsupported", message=item.reason)
-        elif item.memory_bytes > device.memory_bytes:
-            need, have = (f"{size / 2**30:.1f} GiB" for size in (item.memory_bytes, device.memory_bytes))
-            message = f"predicted: needs about {need}, the device has {have} free"
-            measurement = Measurement(case=item.case, status="oom", message=message, launches=item.launches)
-        else:
-            if problem != item.case.problem or inputs is None:
-                inputs = None  # freed before the next ones are made
-                problem = item.case.problem
-            measurement, inputs = _guarded(item, inputs, device, seed, timed)
-        observer.finished(item, measurement)
-        yield measurement
-        failed = measurement.status == "failed" or any(phase.message for phase in measurement.phases)
-        if failed and device.type == "cuda":
-            _check_device(measurement)
-
-
-def _guarded(
-    item: PlannedCase, inputs: Inputs | None, device: Device, seed: int, timed: bool
-) -> tuple[Measurement, Inputs | None]:
-    """One case, with whatever it raises turned into a row."""
+    sweep = _Sweep(hire, observer, timed, timeout_s, stopping or Stopping())
     try:
-        inputs = inputs or make_inputs(item.case.problem, device.torch, seed)
-        return _measure(item, inputs, device, seed, timed), inputs
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        status, message = "oom", _first_line(error)
-    except Exception as error:  # a contestant is other people's code and may raise anything; its row says what
-        out_of_memory = "can't allocate memory" in str(error)  # how torch's CPU allocator says it, as a RuntimeError
-        status, message = ("oom" if out_of_memory else "failed"), _in_words(error)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return Measurement(case=item.case, status=status, message=message, launches=item.launches), inputs  # type: ignore[arg-type]
+        for _, items in groupby(_by_pass(planned), key=lambda item: (item.case.problem, item.case.pass_)):
+            fit = []
+            for item in items:
+                refused = _refused(item, device)
+                if refused:
+                    observer.started(item)
+                    observer.finished(item, refused)
+                    yield refused
+                else:
+                    fit.append(item)
+            yield from _contest(sweep, fit, device)
+    finally:
+        sweep.dismiss()
 
 
-def _measure(item: PlannedCase, inputs: Inputs, device: Device, seed: int, timed: bool) -> Measurement:
-    forward = item.kernel.prepare(item.case)
-    error = gate.worst_error(item.kernel, item.case, inputs, forward, seed)
-    allowed = gate.tolerance(item.case)
-    config = {} if item.kernel.gated or not item.case.problem.gated else {"gates": "none: this kernel has no gates"}
-    row = {"case": item.case, "launches": item.launches, "error": error, "tolerance": allowed, "config": config}
-    if not error <= allowed:
-        message = f"relative error {error:.2g} against the float64 reference, {allowed:.2g} allowed"
-        return Measurement(**row, status="wrong", message=message)
-    if not timed:
-        return Measurement(**row, status="ok")
-    call = _call(item, inputs, forward)
-    peak = device.peak_memory_bytes(call)  # also the warm-up: whatever compiles or tunes does it here or in the gate
-    samples = time_call(call, device.torch)
-    del call  # and with it the graph of a backward pass, before the phases make buffers of their own
-    phases = _time_phases(item, inputs, device) if item.phases else ()
-    times = {"samples_ms": samples.ms, "timer": samples.timer, "phases": phases}
-    return Measurement(**row, **times, status="ok", peak_memory_bytes=peak)
+def _by_pass(planned: Sequence[PlannedCase]) -> list[PlannedCase]:
+    """Within each problem, pass by pass: only what is compared with each other is sampled in turns."""
+    by_problem = (list(items) for _, items in groupby(planned, key=lambda item: item.case.problem))
+    return [item for items in by_problem for item in sorted(items, key=lambda item: _first_of_pass(item, items))]
 
 
-def _time_phases(item: PlannedCase, inputs: Inputs, device: Device) -> tuple[Phase, ...]:
-    """Each launch by itself. One that raises says why in its place, and costs neither the others nor the case."""
-    assert item.kernel.phases
-    names = list(dict.fromkeys(launch.name for launch in item.launches))
-    try:
-        calls = item.kernel.phases(item.case, inputs)
-        if not calls.keys() <= set(names):
-            raise ValueError(f"phases {', '.join(calls)} are not all among the launches {', '.join(names)}")
-    except Exception as error:  # as above: a contestant may raise anything, and the whole call has its time
-        return tuple(Phase(name, message=_in_words(error)) for name in names)
-    return tuple(_time_phase(name, calls[name], device) for name in names if name in calls)
+def _first_of_pass(item: PlannedCase, items: Sequence[PlannedCase]) -> int:
+    return next(i for i, other in enumerate(items) if other.case.pass_ == item.case.pass_)
 
 
-def _time_phase(name: str, call: Callable[[], object], device: Device) -> Phase:
-    try:
-        call()  # the warm-up
-        return Phase(name, time_call(call, device.torch, PHASE_POLICY).ms)
-    except Exception as error:
-        return Phase(name, message=_in_words(error))
+def _refused(item: PlannedCase, device: Device) -> Measurement | None:
+    """The row of a case that is not even tried."""
+    if item.reason:
+        return Measurement(case=item.case, status="unsupported", message=item.reason)
+    if item.memory_bytes <= device.memory_bytes:
+        return None
+    need, have = _gib(item.memory_bytes), _gib(device.memory_bytes)
+    message = f"predicted: needs about {need}, the device has {have} free"
+    return Measurement(case=item.case, status="oom", message=message, launches=item.launches)
 
 
-def _call(item: PlannedCase, inputs: Inputs, forward: Forward) -> Callable[[], object]:
-    """What is timed: the case's pass, from tensors on the device to tensors on the device."""
-    if item.case.pass_ == "fwd":
-
-        def call() -> object:
-            with torch.no_grad():
-                return forward(inputs.q, inputs.k, inputs.v, inputs.log_g)
-
-        return call
-    if item.case.pass_ == "bwd":
-        _, gradients = gate.differentiable(item.kernel, inputs, forward)
-        return lambda: gradients(inputs.dy)
-    return lambda: gate.differentiable(item.kernel, inputs, forward)[1](inputs.dy)
+def _contest(sweep: _Sweep, items: Sequence[PlannedCase], device: Device) -> Iterator[Measurement]:
+    """All contestants in turns if they fit into memory together, else one after the other."""
+    together = sum(item.own_bytes for item in items)
+    together += max((item.memory_bytes - item.own_bytes for item in items), default=0)
+    if together <= device.memory_bytes:
+        yield from sweep.rounds(items, INTERLEAVED)
+        return
+    order = f"in turn: all would need about {_gib(together)}, the device has {_gib(device.memory_bytes)} free"
+    for item in items:
+        yield from sweep.rounds([item], order)
 
 
-def _in_words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_first_line(error)}"
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+@dataclass
+class _Entry:
+    """A case on its way. `spent_s`: how long it has kept the worker busy."""
+
+    item: PlannedCase
+    order: str
+    opened: Opened | None = None
+    samples_ms: list[float] = field(default_factory=list)
+    spent_s: float = 0.0
+
+    def again(self) -> _Entry:
+        """From the beginning: in a new process tuning may choose anew, and its samples are not to be mixed."""
+        return _Entry(self.item, self.order)
+
+    def row(self, status: str, **values: Any) -> Measurement:
+        return Measurement(case=self.item.case, status=status, launches=self.item.launches, **values)  # type: ignore[arg-type]
 
 
-def _check_device(measurement: Measurement) -> None:
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError as error:
-        raise DeviceLostError(f"the device is lost after {measurement.case_id}: {_first_line(error)}") from error
+@dataclass
+class _Sweep:
+    """The measuring process, hired when first needed and replaced when lost, and the rules of this sweep."""
+
+    hire: Callable[[], Host]
+    observer: Observer
+    timed: bool
+    timeout_s: float | None
+    stopping: Stopping
+    host: Host | None = None
+
+    def rounds(self, items: Sequence[PlannedCase], order: str) -> Iterator[Measurement]:
+        """Open each, then take turns until all are complete. Those that lose their process to another begin again."""
+        waiting = deque(_Entry(item, order) for item in items)
+        live: list[_Entry] = []
+        while waiting or live:
+            for entry in [waiting.popleft()] if waiting else list(live):
+                if entry.opened is None:
+                    self.observer.started(entry.item)
+                    live.append(entry)
+                measurement = self._step(entry)
+                if measurement:
+                    live.remove(entry)
+                    self.observer.finished(entry.item, measurement)
+                    yield measurement
+                if self.host is None:
+                    waiting.extend(other.again() for other in live)  # after those that were not tried yet
+                    live.clear()
+                    break
+
+    def dismiss(self) -> None:
+        """End the measuring process, if there is one."""
+        host, self.host = self.host, None
+        if host:
+            host.close()
+
+    def _step(self, entry: _Entry) -> Measurement | None:
+        """The next thing for a case: gate it, or take a round of samples; its row when it is complete."""
+        try:
+            answer = self._advance(entry)
+        except WorkerLost as lost:
+            self.host = None
+            return entry.row(lost.status, message=lost.message)
+        if not isinstance(answer, Fault):
+            return answer
+        return entry.row(answer.status, message=answer.message, error=answer.error, tolerance=answer.tolerance)
+
+    def _advance(self, entry: _Entry) -> Measurement | Fault | None:
+        if entry.opened is None:
+            opened = self._ask(entry, "open", self.timed, Opened)
+            if isinstance(opened, Fault):
+                return opened
+            entry.opened = opened
+            return None if self.timed else _complete(entry, opened)
+        sampled = self._ask(entry, "sample", self.stopping.next_round(entry.samples_ms), Sampled)
+        if isinstance(sampled, Fault):
+            return sampled
+        entry.samples_ms += sampled.ms
+        stop = self.stopping.reason(entry.samples_ms)
+        if stop is None:
+            return None
+        closed = self._ask(entry, "close", entry.item.phases, Closed)
+        if isinstance(closed, Fault):
+            return closed
+        times = {"samples_ms": tuple(entry.samples_ms), "stop": stop, "order": entry.order, "phases": closed.phases}
+        return _complete(entry, entry.opened, **times)
+
+    def _ask(self, entry: _Entry, verb: str, argument: int | bool, kind: type[R]) -> R | Fault:
+        if self.host is None:
+            self.host = self.hire()
+        limit = self.timeout_s or TIMEOUT_SECONDS + TIMEOUT_FACTOR * entry.item.total_seconds
+        start = time.monotonic()
+        reply = self.host.ask(verb, entry.item.case, argument, max(0.0, limit - entry.spent_s))
+        entry.spent_s += time.monotonic() - start
+        if isinstance(reply, Fault | Closed) and reply.lost:
+            self.dismiss()
+        assert isinstance(reply, kind | Fault)
+        return reply
+
+
+def _complete(entry: _Entry, opened: Opened, **times: Any) -> Measurement:
+    return entry.row(
+        "ok", error=opened.error, tolerance=opened.tolerance, config=opened.config, timer=opened.timer,
+        timer_reason=opened.timer_reason, wall_ms=opened.wall_ms, peak_memory_bytes=opened.peak_memory_bytes, **times,
+    )  # fmt: skip

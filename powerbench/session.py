@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -16,23 +18,28 @@ from powerbench.device import Device, pick
 from powerbench.errors import DeviceLostError, UserError
 from powerbench.kernels.kernel import Kernel
 from powerbench.kernels.table import available, select
+from powerbench.plan import PlannedCase, plan
 from powerbench.problem import DTYPES
 from powerbench.reports.ceilings import LEGEND, CeilingRow, ceiling_rows
 from powerbench.results.environment import collect
 from powerbench.results.model import SCHEMA_VERSION, Header, Measurement, Run
 from powerbench.results.store import RunWriter, load
 from powerbench.roofline import Ceilings
-from powerbench.runner import plan, run
+from powerbench.runner import run
 from powerbench.suites import Suite
 from powerbench.suites.grammar import words
 from powerbench.terminal import Watcher, duration, outcome, print_plan
+from powerbench.timing import L2, Method, Mode
+from powerbench.timing import method as choose_method
+from powerbench.worker import Setup, Worker
 
 
 @dataclass(frozen=True)
 class Session:
     """A suite resolved for a device. `console` is where progress goes (standard error).
 
-    `phases`: a sweep also times, one by one, the launches of those kernels that can be taken apart.
+    `phases`: a sweep also times, one by one, the launches of those kernels that can be taken apart. `timeout_s` is for
+    the whole of one case; None: by its prediction.
     """
 
     suite: Suite
@@ -41,17 +48,23 @@ class Session:
     seed: int
     console: Console
     phases: bool = False
+    method: Method = field(default_factory=Method)
+    timeout_s: float | None = None
 
     @classmethod
-    def prepare(cls, suite: Suite, device_name: str, seed: int, console: Console, *, phases: bool = False) -> Session:
+    def prepare(
+        cls, suite: Suite, device_name: str, seed: int, console: Console, *, phases: bool = False,
+        timer: Mode | None = None, l2: L2 | None = None, timeout_s: float | None = None,
+    ) -> Session:  # fmt: skip
         """For a device. Raises UserError for what is bad there, before anything is measured."""
         device = pick(device_name)
+        method = choose_method(device.type, timer, l2)
         suite = suite.on(device.type)
         list(suite.problems())  # raises where the selectors contradict each other
         kernels = select(suite.kernels or ())
         if phases:
             _check_phases(kernels)
-        return cls(suite, kernels, device, seed, console, phases)
+        return cls(suite, kernels, device, seed, console, phases, method, timeout_s)
 
     def default_output(self) -> Path:
         """results/<utc time>-<device>-<suite>.jsonl"""
@@ -60,12 +73,23 @@ class Session:
     def ceilings(self) -> Ceilings:
         """What the roofline uses, measured now for the dtypes of the suite."""
         self.console.print(f"measuring the ceilings of {self.device.name} ...", markup=False)
-        return measure_ceilings(self.device, self.suite.dtype or ())
+        measured = measure_ceilings(self.device, self.suite.dtype or ())
+        self.device.release()  # to the measuring process
+        return measured
+
+    def _run(
+        self, planned: list[PlannedCase], watcher: Watcher, *, timed: bool = True
+    ) -> closing[Generator[Measurement, None, None]]:
+        """The measurements, from a process of their own that ends with the context."""
+        hire = partial(Worker, Setup(self.device, self.seed, self.method))
+        return closing(run(planned, self.device, hire, watcher, timed=timed, timeout_s=self.timeout_s))
 
     def _all_ceilings(self) -> Ceilings:
         """For the header: everything there is to know of the machine, and the dtypes of the suite."""
         self.console.print(f"measuring the ceilings of {self.device.name} ...", markup=False)
-        return measure_all_ceilings(self.device, (*matmul_dtypes(self.device), *(self.suite.dtype or ())))
+        measured = measure_all_ceilings(self.device, (*matmul_dtypes(self.device), *(self.suite.dtype or ())))
+        self.device.release()  # to the measuring process
+        return measured
 
     def dry_run(self, out: Console) -> None:
         """Print the plan."""
@@ -88,13 +112,12 @@ class Session:
                 self._note_cases_without_phases(earlier)
             measured = 0
             try:
-                with Watcher(planned, self.console) as watcher:
-                    for measurement in run(planned, self.device, self.seed, watcher):
+                with Watcher(planned, self.console) as watcher, self._run(planned, watcher) as measurements:
+                    for measurement in measurements:
                         writer.append(measurement)
                         measured += 1
             except (KeyboardInterrupt, DeviceLostError):
-                # from the file: the signal may come when a case is on disk and not yet counted here
-                kept = len(load(path).measurements) - len(earlier.measurements)
+                kept = len(load(path).measurements) - len(earlier.measurements)  # Ctrl-C may come within an append
                 message = f"{kept} of {len(planned)} cases are in {path}; --resume goes on with -o {path}"
                 self.console.print(f"interrupted: {message}", markup=False, soft_wrap=True)
                 raise
@@ -142,8 +165,8 @@ class Session:
         table = Table(box=None, pad_edge=False)
         for column in ("case", "result"):
             table.add_column(column, overflow="fold")
-        with Watcher(planned, self.console) as watcher:
-            measurements = list(run(planned, self.device, self.seed, watcher, timed=False))
+        with Watcher(planned, self.console) as watcher, self._run(planned, watcher, timed=False) as rows:
+            measurements = list(rows)
         for measurement in measurements:
             allowed = f" ({measurement.tolerance:.0e} allowed)" if measurement.status == "ok" else ""
             table.add_row(measurement.case_id, outcome(measurement) + allowed)

@@ -13,7 +13,7 @@ from rich.table import Table
 from powerbench.results.model import Measurement
 
 if TYPE_CHECKING:
-    from powerbench.runner import PlannedCase
+    from powerbench.plan import PlannedCase
 
 
 def duration(seconds: float) -> str:

@@ -95,6 +95,8 @@ def measurement(
     tokens: int | None = None,
     dtype: DType = "fp32",
     config: dict[str, str] | None = None,
+    timer_reason: str | None = None,
+    wall_ms: tuple[float, ...] = (),
 ) -> Measurement:
     """One case of `ms` milliseconds with `n` noisy samples; without `ms`, a row of another status."""
     case = Case(problem(ctx, tokens=tokens, dtype=dtype), kernel, params or Params(), pass_)
@@ -114,6 +116,10 @@ def measurement(
         peak_memory_bytes=2**20 * 96,
         config=config or {},
         message=message,
+        stop="precise",
+        order="interleaved",
+        timer_reason=timer_reason,
+        wall_ms=wall_ms,
     )
 
 
@@ -163,7 +169,8 @@ def _gpu_case(kernel: str, ctx: int, pass_: Pass, tokens: int, params: Params, *
     config = {"BLOCK_M": "128", "num_warps": "8"} if kernel.endswith("triton") else {}
     return measurement(
         kernel, ctx, ms, params=params, pass_=pass_, tokens=tokens, dtype="bf16", flops=flops, n=20, config=config,
-        moved=tokens * 8 * 64 * 2 * 4, noise=0.004,
+        moved=tokens * 8 * 64 * 2 * 4, noise=0.004, wall_ms=(ms * 1.01,),
+        timer_reason="RuntimeError: cannot synchronize while capturing" if kernel == "sdpa-math" else None,
     )  # fmt: skip
 
 

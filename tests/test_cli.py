@@ -68,7 +68,10 @@ def test_the_run_file_holds_raw_samples_and_what_made_them(swept):
     assert header["command"].endswith("sweep --p 2 --ctx 64,128,256 --head-dim 16 --device cpu -o run.jsonl")
     assert header["ceilings"]["matmul_flops_per_s"]["fp32"] > 1e9
     assert {row["status"] for row in rows} == {"ok"}
-    assert all(len(row["samples_ms"]) >= 5 and row["error"] < row["tolerance"] for row in rows)
+    assert all(len(row["samples_ms"]) >= 10 and row["error"] < row["tolerance"] for row in rows)
+    assert {row["timer"] for row in rows} == {"wall"}
+    assert {row["order"] for row in rows} == {"interleaved"}
+    assert {row["stop"] for row in rows} <= {"precise", "time", "samples"}
     assert len(rows) == 9
 
 
@@ -141,7 +144,7 @@ def test_a_killed_sweep_resumes_to_the_uninterrupted_plan(swept, tmp_path, how):
     assert resumed.returncode == 0, resumed.stderr
     assert f"{9 - kept} cases" in resumed.stderr
     ids = case_ids(path)
-    assert ids == case_ids(folder / "run.jsonl")
+    assert sorted(ids) == sorted(case_ids(folder / "run.jsonl"))  # within a problem, in the order they became precise
     assert len(ids) == len(set(ids)) == sum(line["type"] == "measurement" for line in lines(path))
 
 
@@ -225,6 +228,35 @@ def test_resume_with_phases_measures_nothing_twice_and_says_so(theirs, tmp_path)
     assert apart == [128]
 
 
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """As `theirs`, but one kernel aborts its process and one hangs."""
+    folder = tmp_path_factory.mktemp("faulty")
+    info = folder / "faulty-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1\n")
+    points = ("aborts = tests.planted:ABORTS", "hangs = tests.planted:HANGS")
+    (info / "entry_points.txt").write_text("\n".join(["[powerbench.kernels]", *points, ""]))
+    path = os.pathsep.join([str(folder), str(Path(__file__).parents[1])])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def test_a_sweep_survives_its_contestants(faulty, tmp_path):
+    selectors = ["--ctx", "64", "--head-dim", "16", "--device", "cpu", "--kernels", "fake,sdpa-cpu", "--timeout", "10"]
+    done = powerbench("sweep", *selectors, "-o", "run.jsonl", cwd=tmp_path, env=faulty)
+    assert done.returncode == 0, done.stderr
+    rows = {row["case"]["kernel"]: row for row in lines(tmp_path / "run.jsonl") if row["type"] == "measurement"}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "aborts": "failed", "hangs": "timeout", "sdpa-cpu": "ok",
+    }  # fmt: skip
+    said = " ".join(done.stdout.split())
+    assert "failed: aborts at 64: the process was ended by SIGABRT: terminate called after a planted fault" in said
+    assert "timeout: hangs at 64: no answer within the 10 s left to this case; it was ended" in said
+    assert "planted fault" not in done.stderr.replace(rows["aborts"]["message"], ""), "the terminal is the parent's"
+    checked = powerbench("verify", *selectors, cwd=tmp_path, env=faulty)
+    assert checked.returncode == 1
+
+
 def test_the_plan_counts_the_time_of_phases(monkeypatch):
     """With the same ceilings each time, so that nothing else can make a difference."""
     monkeypatch.setattr("powerbench.session.measure_ceilings", lambda *_: CEILINGS)
@@ -271,6 +303,10 @@ def test_a_sweep_where_nothing_can_run_exits_1(tmp_path):
         (["sweep", "--suite", "nope"], "--suite: 'nope' is neither a TOML file nor one of"),
         (["sweep", "--resume"], "--resume: name the run file"),
         (["sweep", "--seed", "-1"], "--seed"),
+        (["sweep", "--timer", "graph", "--device", "cpu"], "--timer: graph needs a CUDA device"),
+        (["sweep", "--l2", "hot", "--device", "cpu"], "--l2: hot needs a CUDA device"),
+        (["sweep", "--timer", "sundial"], "--timer"),
+        (["sweep", "--timeout", "0"], "--timeout"),
         (
             ["sweep", "--phases", "--kernels", "sdpa-cpu,fla", "--device", "cpu"],
             "--phases: no selected kernel (sdpa-cpu, ",

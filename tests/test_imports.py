@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "powerbench"
 TORCH_FREE = [
     "powerbench", "powerbench.cli", "powerbench.problem", "powerbench.cost", "powerbench.roofline",
-    "powerbench.datasheet", "powerbench.nvml", "powerbench.crossover", "powerbench.suites",
+    "powerbench.datasheet", "powerbench.nvml", "powerbench.crossover", "powerbench.stopping", "powerbench.suites",
     "powerbench.results.model", "powerbench.results.store",
     "powerbench.reports.frames", "powerbench.reports.show", "powerbench.reports.page", "powerbench.reports.static",
     "powerbench.kernels.power.feature_map", "powerbench.kernels.power.cost", "powerbench.kernels.power.choose",
@@ -33,14 +33,18 @@ ALLOWED = {
     "datasheet": {"roofline"},
     "results": BASE | {"roofline", "device", "nvml"},
     "reports": BASE | {"results", "roofline", "crossover", "nvml", "datasheet"},
+    "stopping": BASE | {"results"},
     "timing": BASE,
     "kernels": BASE,
-    "device": BASE,
+    "device": BASE | {"timing"},
     "l2": set(),
     "ceilings": BASE | {"kernels.kernel", "roofline", "timing", "device", "l2"},
     "gate": BASE | {"kernels"},
-    "runner": BASE | {"suites", "timing", "device", "kernels", "results", "roofline", "gate"},
-    "terminal": BASE | {"results", "runner"},
+    "bench": BASE | {"timing", "device", "kernels", "results", "gate"},
+    "plan": BASE | {"suites", "device", "kernels", "roofline", "stopping", "gate", "bench"},
+    "worker": BASE | {"timing", "device", "results", "bench"},
+    "runner": BASE | {"device", "results", "stopping", "bench", "plan", "worker"},
+    "terminal": BASE | {"results", "plan"},
 }
 
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from powerbench.bench import make_inputs
 from powerbench.cost import total
 from powerbench.device import Device
 from powerbench.kernels.linear import LINEAR_KERNELS
 from powerbench.kernels.power.contestants import POWER_KERNELS
 from powerbench.kernels.power.cost import causal_pairs, chunk_lengths
 from powerbench.kernels.power.feature_map import feature_map, spow_dim
+from powerbench.plan import plan
 from powerbench.problem import Case, Params, Problem
-from powerbench.runner import make_inputs, plan
 from powerbench.suites import Suite
 from tests.fakes import CEILINGS
 

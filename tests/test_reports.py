@@ -228,3 +228,33 @@ def test_the_faster_of_a_pair_stands_first():
         ("power-torch, p = 2", "sdpa-cpu"): "from 5.0k on",
         ("linear-torch, p = 1", "sdpa-cpu"): "at every measured context (1k..16k)",
     }
+
+
+def test_what_a_reader_of_a_time_has_to_know():
+    """Host bound, timed by events and why, sampled in turn and why: none of it makes the time invalid."""
+    why = "RuntimeError: cannot synchronize while capturing"
+    slow = runs.measurement("sdpa-cpu", 1024, 1.0, wall_ms=(1.2, 1.2, 9.0), timer_reason=why, flops=1e6)
+    slow = msgspec.structs.replace(slow, order="in turn: all would need 9 GiB", timer="events-cold")
+    quick = runs.measurement("sdpa-cpu", 2048, 1.0, wall_ms=(1.1,), flops=1e6)
+    known, plain = rows(runs.run([slow, quick]))
+    assert known.valid
+    assert plain.valid
+    assert (known.host_bound, known.wall_ms, known.timer_reason) == (True, 1.2, why)
+    assert known.reason == (
+        "host bound: a user waits over 10 % longer than the device works; "
+        f"timed by events-cold, not as a CUDA graph: {why}; sampled in turn: all would need 9 GiB"
+    )
+    assert (plain.host_bound, plain.reason) == (False, None)
+
+
+def test_the_crossover_says_where_it_is_host_bound():
+    found = []
+    for ctx in (1024, 4096):
+        found.append(runs.measurement("sdpa-cpu", ctx, ctx**2 / 1e6, flops=1e6, moved=4096))
+        wall_ms = (2 * ctx / 1e3,) if ctx == 1024 else ()
+        power = runs.measurement("power-torch", ctx, ctx / 1e3, params=Params(2), flops=1e6, moved=4096)
+        found.append(msgspec.structs.replace(power, wall_ms=wall_ms))
+    (answer,) = answers(runs.run(found))
+    sentence = "Host bound (a user waits over 10 % longer than these device times say): power-torch, p = 2 at 1k."
+    assert sentence in answer.text
+    assert "Host bound" not in answers(runs.cpu_run())[0].text

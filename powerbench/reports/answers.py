@@ -96,6 +96,7 @@ def _group_answers(group: Group, name: str) -> list[Answer]:
         sentences = [
             _comparison(subject, power, group, SOFTMAX, "softmax attention"),
             _comparison("it", power, group, LINEAR, "linear attention"),
+            *_host_bound_sentence(power, group),
             *_roof_sentence(group, power),
             *_partial(group, POWER, "power attention", p),
             *_partial(group, SOFTMAX, "softmax attention"),
@@ -149,6 +150,21 @@ def _at_end(power: Row, other: Row, speedup: float) -> str:
     if ours and theirs and ours[0] <= theirs[1] and theirs[0] <= ours[1]:
         return "as fast within the noise"
     return ratio_text(speedup)
+
+
+def _host_bound_sentence(power: dict[int, Row], group: Group) -> list[str]:
+    """Where the compared times are not what a user waits, so that the crossover may lie elsewhere for him."""
+    where: dict[str, list[int]] = defaultdict(list)
+    for side in (power, best_of(group.curves, SOFTMAX), best_of(group.curves, LINEAR)):
+        for ctx, row in side.items():
+            if row.host_bound and ctx not in where[_label(row)]:
+                where[_label(row)].append(ctx)
+    named = [f"{label} at {_contexts(contexts)}" for label, contexts in where.items() if contexts]
+    return (
+        [f"Host bound (a user waits over 10 % longer than these device times say): {'; '.join(named)}."]
+        if named
+        else []
+    )
 
 
 def _roof_sentence(group: Group, power: dict[int, Row]) -> list[str]:

@@ -10,9 +10,12 @@ from collections.abc import Iterable
 import msgspec
 
 from powerbench.crossover import percent_text
-from powerbench.results.model import Measurement, Run
+from powerbench.results.model import INTERLEAVED, Measurement, Run
 from powerbench.results.statistics import median, median_interval
 from powerbench.roofline import Ceilings, Roof, roof
+
+HOST_BOUND = 0.1  # share of the wall time
+HOST_BOUND_TEXT = "host bound: a user waits over 10 % longer than the device works"
 
 
 class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
@@ -56,6 +59,11 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     gated: bool
     valid: bool  # a time that can be trusted: status ok and not above the roof
     attainable_tflops: float | None  # executed TFLOP/s at the roof
+    stop: str | None  # why sampling stopped: precise, or the cap that was reached (time, samples)
+    order: str | None  # interleaved with the problem's other contestants, or in turn and why
+    timer_reason: str | None  # why it was not timed by a graph, where one was tried
+    wall_ms: float | None  # median wall time of a call, where `median_ms` is device time
+    host_bound: bool  # the wall time exceeds the device time by more than 10 % of itself
 
     @property
     def params_text(self) -> str:
@@ -111,6 +119,11 @@ def above_roof(under: Roof | None) -> str | None:
     return f"above the roof: {share} of the measured ceiling; the ceiling, the ledger or the clock is wrong"
 
 
+def is_host_bound(device_ms: float | None, wall_ms: float | None) -> bool:
+    """Whether a user waits for the host: more than a tenth of the wall time is not the device's."""
+    return device_ms is not None and wall_ms is not None and wall_ms - device_ms > HOST_BOUND * wall_ms
+
+
 def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
     case, cost = measurement.case, measurement.cost
     problem, params = case.problem, case.params
@@ -118,6 +131,8 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
     low_ms, high_ms = median_interval(measurement.samples_ms) or (None, None)
     under = _place(measurement, time_ms, ceilings)
     seconds = time_ms / 1e3 if time_ms is not None else None
+    wall_ms = median(measurement.wall_ms) if measurement.wall_ms else None
+    host_bound = is_host_bound(time_ms, wall_ms)
     return Row(
         case_id=case.case_id,
         kernel=case.kernel,
@@ -132,7 +147,7 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
         dtype=problem.dtype,
         pass_=case.pass_,
         status=measurement.status,
-        reason=_reason(measurement, under),
+        reason=_reason(measurement, under, host_bound),
         n=len(measurement.samples_ms),
         median_ms=time_ms,
         ci_low_ms=low_ms,
@@ -154,6 +169,11 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
         gated=problem.gated,
         valid=time_ms is not None and (under is None or under.valid),
         attainable_tflops=under.attainable_tflops if under else None,
+        stop=measurement.stop,
+        order=measurement.order,
+        timer_reason=measurement.timer_reason,
+        wall_ms=wall_ms,
+        host_bound=host_bound,
     )
 
 
@@ -165,7 +185,15 @@ def _place(measurement: Measurement, time_ms: float | None, ceilings: Ceilings) 
     return roof(measurement.launches, measurement.case.problem.dtype, ceilings, time_ms / 1e3)
 
 
-def _reason(measurement: Measurement, under: Roof | None) -> str | None:
+def _reason(measurement: Measurement, under: Roof | None, host_bound: bool) -> str | None:
+    """Why there is no number; else why it cannot be trusted, or what a reader of it has to know."""
     if measurement.status != "ok":
         return measurement.message or "no reason was recorded"
-    return above_roof(under) or measurement.message
+    if above_roof(under) or measurement.message:
+        return above_roof(under) or measurement.message
+    remarks = [HOST_BOUND_TEXT] if host_bound else []
+    if measurement.timer_reason:
+        remarks.append(f"timed by {measurement.timer}, not as a CUDA graph: {measurement.timer_reason}")
+    if measurement.order not in (None, INTERLEAVED):
+        remarks.append(f"sampled {measurement.order}")
+    return "; ".join(remarks) or None

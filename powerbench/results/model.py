@@ -1,8 +1,9 @@
 """What a run file holds: one header, then one measurement a line. Raw samples only; statistics are computed on reading.
 
 Schema history
-    1   first version; since then `phases` of a measurement, `measured` of the ceilings, `cuda` and `gpu` of the
-        environment, all of which earlier readers ignore and earlier files lack
+    1   first version; since then, of a measurement, `phases`, `timer_reason`, `stop`, `order` and `wall_ms`, of the
+        ceilings `measured`, of the environment `cuda` and `gpu`: all optional, and ignored by earlier readers. Timers
+        were `events-cold` and `perf_counter`, which is now `wall`
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from powerbench.problem import Case
 from powerbench.roofline import Ceilings
 
 SCHEMA_VERSION = 1
+
+INTERLEAVED = "interleaved"  # `Measurement.order` of contestants that took turns; else it is `in turn` and why
 
 Status = Literal["ok", "unsupported", "wrong", "oom", "timeout", "failed"]
 
@@ -52,7 +55,7 @@ class Header(msgspec.Struct, frozen=True, tag="header", tag_field="type"):
 
 
 class Phase(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One launch of an operator timed alone: milliseconds of single calls, by the timer of the measurement it is in.
+    """One launch of an operator timed alone: milliseconds of single calls, by events on a GPU, wall time on a CPU.
 
     Without samples, `message` says why. `name` is that of its launch, whose cost is its work.
     """
@@ -65,8 +68,12 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True):
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="measurement", tag_field="type"):
     """One case and what came of it. Samples exist only where `status` is ok.
 
-    samples_ms are wall or device milliseconds of single calls, in the order taken, as `timer` says. `error` is the
-    largest relative error against the float64 reference over the sampled rows, `tolerance` what was allowed.
+    samples_ms are wall or device milliseconds of single calls, in the order taken, as `timer` says: a mode of
+    `powerbench.timing` and the state of the L2 (graph-cold, events-hot ...), or `wall` on a CPU; `timer_reason` says
+    why it is not a graph, where one was tried. `stop` is why sampling stopped (a `powerbench.stopping.StopReason`),
+    `order` whether the contestants of the problem took turns. `wall_ms` are a few wall times of the same call, beside
+    device times. `error` is the largest relative error against the float64 reference over the sampled rows,
+    `tolerance` what was allowed.
     `message` says why where the status is not ok. `phases`, where they were asked for and the kernel can be taken
     apart, are launches timed one by one after the whole call, in the order of `launches`.
     """
@@ -82,6 +89,10 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     config: dict[str, str] = {}
     message: str | None = None
     phases: tuple[Phase, ...] = ()
+    timer_reason: str | None = None
+    stop: str | None = None
+    order: str | None = None
+    wall_ms: tuple[float, ...] = ()
 
     @property
     def case_id(self) -> str:

@@ -248,7 +248,7 @@ def _fault(measurement: Measurement) -> str | None:
             return f"phase {phase.name!r} has to hold either samples or a message"
     if len({phase.name for phase in measurement.phases}) < len(measurement.phases):
         return "two phases have the same name"
-    parts = (measurement.samples_ms, *(phase.samples_ms for phase in measurement.phases))
+    parts = (measurement.samples_ms, measurement.wall_ms, *(phase.samples_ms for phase in measurement.phases))
     if not all(0 < sample < math.inf for samples in parts for sample in samples):
         return "a sample is not a positive, finite time"
     if not all(value is None or math.isfinite(value) for value in (measurement.error, measurement.tolerance)):

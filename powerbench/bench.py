@@ -1,0 +1,239 @@
+"""What happens in the measuring process: contestants of one problem are opened, sampled in turns, and closed.
+
+`open` makes a case's inputs, gates it, warms it up and makes its timer; `sample` takes samples; `close` re-checks the
+results and times the phases. Whatever a contestant raises is answered as a `Fault`, which ends its case and no other.
+The decisions (what next, when to stop) are `powerbench.runner`'s, which asks from another process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from powerbench import gate, timing
+from powerbench.device import Device
+from powerbench.kernels.kernel import TORCH_DTYPES, Forward, Inputs, Kernel
+from powerbench.problem import Case, Problem
+from powerbench.results.model import Phase, Status
+from powerbench.timing import Method, Policy, Timer, time_call
+
+# Phases explain a time and are not ranked by theirs: half the samples, so that they cost less than the case itself.
+PHASE_POLICY = Policy(min_seconds=0.2, max_samples=50)
+SLOW_GATES = 6.9  # log_g = logsigmoid(randn + 6.9): half-life about 700 tokens, so that a wrong state is seen
+NANOSECOND_DIGITS = 6  # of ms: what clocks resolve, so that files hold no digits without meaning
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A case that passed its gate and may be sampled. Times in ms; `timer` None where nothing is to be timed."""
+
+    error: float
+    tolerance: float
+    config: dict[str, str]
+    timer: str | None = None
+    timer_reason: str | None = None
+    wall_ms: tuple[float, ...] = ()
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """More samples, in ms."""
+
+    ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Closed:
+    """The results were still right after the last sample. `lost`: a phase has cost this process the device."""
+
+    phases: tuple[Phase, ...] = ()
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The case ends without a number. `lost`: nothing more can be measured in this process."""
+
+    status: Status
+    message: str
+    error: float | None = None
+    tolerance: float | None = None
+    lost: bool = False
+
+
+Reply = Opened | Sampled | Closed | Fault
+
+
+@dataclass
+class _Live:
+    """What an opened case holds on the device."""
+
+    gated: gate.Gated
+    timer: Timer
+
+
+@dataclass
+class Bench:
+    """The contestants that live in this process, with the inputs they share."""
+
+    device: Device
+    seed: int
+    kernels: Mapping[str, Kernel]
+    method: Method
+    _inputs: Inputs | None = None
+    _problem: Problem | None = None
+    _live: dict[str, _Live] = field(default_factory=dict)
+
+    def answer(self, verb: str, case: Case, argument: int | bool) -> Reply:
+        """Do what the runner asks for: open (argument: timed), sample (how many) or close (with phases)."""
+        verbs = {"open": self._open, "sample": self._sample, "close": self._close}
+        try:
+            reply = verbs[verb](case, argument)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            reply = Fault("oom", _first_line(error))
+        except Exception as error:  # a contestant is other people's code and may raise anything; its row says what
+            out_of_memory = "can't allocate memory" in str(error)  # how torch's CPU allocator says it: a RuntimeError
+            reply = Fault("oom" if out_of_memory else "failed", _in_words(error))
+        if not isinstance(reply, Fault):
+            return reply
+        self._live.pop(case.case_id, None)
+        lost = self.device.type == "cuda" and _is_lost()
+        return Fault(reply.status, reply.message, reply.error, reply.tolerance, lost)
+
+    def _open(self, case: Case, timed: bool) -> Reply:
+        if self._problem != case.problem or self._inputs is None:
+            self._live.clear()
+            self._inputs = None  # freed before the next ones are made
+            self._inputs, self._problem = make_inputs(case.problem, self.device.torch, self.seed), case.problem
+        kernel, inputs, device = self.kernels[case.kernel], self._inputs, self.device.torch
+        held = _allocated_bytes(device) - _size(inputs)  # by the other contestants, whose memory is not this one's
+        forward = kernel.prepare(case)
+        gated, allowed = gate.check(kernel, case, inputs, forward, self.seed), gate.tolerance(case)
+        if not gated.error <= allowed:
+            message = f"relative error {gated.error:.2g} against the float64 reference, {allowed:.2g} allowed"
+            return Fault("wrong", message, gated.error, allowed)
+        config = {} if kernel.gated or not case.problem.gated else {"gates": "none: this kernel has no gates"}
+        if not timed:
+            return Opened(gated.error, allowed, config)
+
+        def make() -> Callable[[], object]:
+            return timed_call(kernel, case, inputs, forward)
+
+        call = make()
+        peak = self.device.peak_memory_bytes(call)  # also the warm-up: what compiles or tunes does it here or above
+        wall = self.device.type == "cuda" and self.method.mode != "wall"
+        wall_ms = timing.wall_beside(call, device, self.method.l2) if wall else ()
+        del call  # with the graph of a backward pass, before the timer makes its own
+        timer = timing.timer(make, device, self.method)
+        self._live[case.case_id] = _Live(gated, timer)
+        peak = None if peak is None else peak - held
+        return Opened(gated.error, allowed, config, timer.name, timer.reason, _rounded(wall_ms), peak)
+
+    def _sample(self, case: Case, number: int) -> Reply:
+        timer = self._live[case.case_id].timer
+        if number > 1:
+            timer.run()  # caches as this contestant leaves them; a call so long that it is sampled singly fills its own
+        return Sampled(_rounded(timer.sample() for _ in range(number)))
+
+    def _close(self, case: Case, phases: bool) -> Reply:
+        live = self._live.pop(case.case_id)
+        assert self._inputs
+        error, allowed = gate.recheck(case, self._inputs, live.timer.run, live.gated), gate.tolerance(case)
+        if not error <= allowed:
+            message = (
+                f"after timing, on changed inputs, off by {error:.2g} from the gated results, {allowed:.2g} allowed"
+            )
+            return Fault("wrong", f"{message}: stale, not repeatable, or not all of it was timed", error, allowed)
+        del live  # and with it the graph of a backward pass, before the phases make buffers of their own
+        timed = _time_phases(self.kernels[case.kernel], case, self._inputs, self) if phases else ()
+        failed = any(phase.message for phase in timed)
+        return Closed(timed, failed and self.device.type == "cuda" and _is_lost())
+
+
+def make_inputs(problem: Problem, device: torch.device, seed: int) -> Inputs:
+    """Random tensors for a problem, the same for the same seed and device type. Never zeros: they time too well."""
+    generator = torch.Generator(device).manual_seed(seed)
+    B, T, H, Hk = problem.batch, problem.seqlen, problem.heads, problem.kv_heads
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=device, generator=generator)
+
+    def operand(heads: int, width: int) -> torch.Tensor:
+        return normal(B, T, heads, width).to(TORCH_DTYPES[problem.dtype])
+
+    return Inputs(
+        q=operand(H, problem.head_dim),
+        k=operand(Hk, problem.head_dim),
+        v=operand(Hk, problem.value_dim),
+        log_g=torch.nn.functional.logsigmoid(normal(B, T, Hk) + SLOW_GATES) if problem.gated else None,
+        dy=operand(H, problem.value_dim),
+    )
+
+
+def _time_phases(kernel: Kernel, case: Case, inputs: Inputs, bench: Bench) -> tuple[Phase, ...]:
+    """Each launch by itself. One that raises says why in its place, and costs neither the others nor the case."""
+    assert kernel.phases
+    names = list(dict.fromkeys(launch.name for launch in kernel.launches(case)))
+    try:
+        calls = kernel.phases(case, inputs)
+        if not calls.keys() <= set(names):
+            raise ValueError(f"phases {', '.join(calls)} are not all among the launches {', '.join(names)}")
+    except Exception as error:  # as above: a contestant may raise anything, and the whole call has its time
+        return tuple(Phase(name, message=_in_words(error)) for name in names)
+    return tuple(_time_phase(name, calls[name], bench) for name in names if name in calls)
+
+
+def _time_phase(name: str, call: Callable[[], object], bench: Bench) -> Phase:
+    try:
+        call()  # the warm-up
+        return Phase(name, _rounded(time_call(call, bench.device.torch, PHASE_POLICY, bench.method.l2).ms))
+    except Exception as error:
+        return Phase(name, message=_in_words(error))
+
+
+def timed_call(kernel: Kernel, case: Case, inputs: Inputs, forward: Forward) -> Callable[[], object]:
+    """What is timed: the case's pass, from tensors on the device to tensors on the device."""
+    if case.pass_ == "fwd":
+
+        def call() -> object:
+            with torch.no_grad():
+                return forward(inputs.q, inputs.k, inputs.v, inputs.log_g)
+
+        return call
+    if case.pass_ == "bwd":
+        _, gradients = gate.differentiable(kernel, inputs, forward)
+        return lambda: gradients(inputs.dy)
+    return lambda: gate.differentiable(kernel, inputs, forward)[1](inputs.dy)
+
+
+def _rounded(ms: Iterable[float]) -> tuple[float, ...]:
+    return tuple(max(round(one, NANOSECOND_DIGITS), 10.0**-NANOSECOND_DIGITS) for one in ms)
+
+
+def _size(inputs: Inputs) -> int:
+    return sum(tensor.nbytes for tensor in vars(inputs).values() if tensor is not None)
+
+
+def _allocated_bytes(device: torch.device) -> int:
+    return int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else 0
+
+
+def _is_lost() -> bool:
+    """Whether the device no longer answers this process; where it does, what the failed case held is given back."""
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

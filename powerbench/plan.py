@@ -1,0 +1,97 @@
+"""The plan of a sweep: its cases on a device, what will be skipped and why, and what each will take."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from powerbench import gate
+from powerbench.bench import PHASE_POLICY
+from powerbench.cost import Launch
+from powerbench.device import Device
+from powerbench.kernels.kernel import Kernel
+from powerbench.problem import Case
+from powerbench.roofline import Ceilings, roof_seconds
+from powerbench.stopping import Stopping
+from powerbench.suites import Suite
+
+# A prediction, for the plan and the ETA only: what share of the roof a kernel may be expected to reach.
+ASSUMED_ROOF_FRACTION = 0.25
+
+
+@dataclass(frozen=True)
+class PlannedCase:
+    """A case before it runs. `reason`: why it will be skipped. Seconds and bytes are predictions, for one call.
+
+    `phases`: its launches will be timed one by one, too.
+    """
+
+    case: Case
+    kernel: Kernel
+    reason: str | None
+    launches: tuple[Launch, ...]
+    call_seconds: float
+    memory_bytes: int
+    own_bytes: int = 0  # of these, what it does not share with the other contestants of its problem
+    phases: bool = False
+
+    @property
+    def total_seconds(self) -> float:
+        """Predicted time of the whole case: gate, warm-up, samples, re-check; phases as if each took an equal part."""
+        if self.reason:
+            return 0.0
+        seconds = self.call_seconds * 3 + Stopping().expected_seconds(self.call_seconds)
+        if self.phases:
+            number = len(self.launches)
+            part = self.call_seconds / number
+            samples = PHASE_POLICY.min_seconds / max(part, 1e-9)
+            samples = min(PHASE_POLICY.max_samples, max(PHASE_POLICY.min_samples, samples))
+            seconds += self.call_seconds * 2 + number * part * samples
+        return seconds
+
+
+def plan(
+    suite: Suite,
+    kernels: Sequence[Kernel],
+    device: Device,
+    ceilings: Ceilings,
+    done: Collection[str] = (),
+    *,
+    phases: bool = False,
+) -> list[PlannedCase]:
+    """The cases of the suite on this device in the order they run, less those whose id is in `done`.
+
+    `suite` is what `Suite.on` returned; `kernels` are the selected records. With `phases`, those of them that can be
+    taken apart are also timed launch by launch.
+    """
+    by_name = {kernel.name: kernel for kernel in kernels}
+    todo = [case for case in suite.cases(kernels, device.type) if case.case_id not in done]
+    return [_plan_case(case, by_name[case.kernel], device, ceilings, phases) for case in todo]
+
+
+def _plan_case(case: Case, kernel: Kernel, device: Device, ceilings: Ceilings, phases: bool) -> PlannedCase:
+    reason = kernel.unsupported(case, device.type)
+    if reason:
+        return PlannedCase(case, kernel, reason, (), 0.0, 0)
+    launches = kernel.launches(case)
+    seconds, _ = roof_seconds(launches, case.problem.dtype, ceilings)
+    call_seconds = seconds / ASSUMED_ROOF_FRACTION
+    apart = phases and kernel.phases is not None
+    own, shared = _own_bytes(case, kernel), _shared_bytes(case)
+    return PlannedCase(case, kernel, None, launches, call_seconds, own + shared, own, apart)
+
+
+def _shared_bytes(case: Case) -> int:
+    """Predicted for the inputs and for the gate, which only one contestant passes at a time."""
+    return _input_bytes(case) + gate.memory_bytes(case)
+
+
+def _own_bytes(case: Case, kernel: Kernel) -> int:
+    """Predicted for y and dy, gradients where asked for, and what the kernel says it needs."""
+    gradients = 0 if case.pass_ == "fwd" else _input_bytes(case)
+    return gradients + 2 * case.problem.y_bytes + kernel.workspace_bytes(case)
+
+
+def _input_bytes(case: Case) -> int:
+    problem = case.problem
+    return problem.q_bytes + problem.k_bytes + problem.v_bytes + problem.gate_bytes
