@@ -32,8 +32,8 @@ class Stopping:
     slow_samples: int = 5
     slow_seconds: float = 1.0
     min_seconds: float = 0.3
-    precision: float = 0.005
-    max_seconds: float = 0.5
+    precision: float = 0.0025
+    max_seconds: float = 1.0
     max_samples: int = 1000
 
     def reason(self, samples_ms: Sequence[float]) -> StopReason | None:

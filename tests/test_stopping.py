@@ -22,8 +22,8 @@ def noisy(ms, n, noise, seed=0):
         ([50.0] * 10, "precise"),
         ([10.0] * 29, None),  # precise, but 0.29 s
         ([10.0] * 30, "precise"),
-        (noisy(40.0, 11, 0.1), None),  # 0.44 s, far from precise
-        (noisy(50.0, 12, 0.1), "time"),
+        (noisy(40.0, 11, 0.1), None),  # 0.4 s, far from precise
+        (noisy(50.0, 22, 0.1), "time"),
         ([1001.0] * 4, None),
         ([1001.0] * 5, "precise"),
         (noisy(2000.0, 5, 0.1), "time"),
