@@ -255,8 +255,10 @@ def _fault(measurement: Measurement) -> str | None:
         return "error and tolerance have to be finite"
     if measurement.rounds and sum(one.samples for one in measurement.rounds) != len(measurement.samples_ms):
         return "the rounds do not add up to the samples"
-    if not all(one.samples > 0 and 0 < (one.sm_mhz or 1.0) < math.inf for one in measurement.rounds):
-        return "a round has no samples, or a clock that is not positive"
+    if not all(one.samples > 0 for one in measurement.rounds):
+        return "a round has no samples"
+    if not all(one.sm_mhz is None or 0 < one.sm_mhz < math.inf for one in measurement.rounds):
+        return "the clock of a round is not positive"
     problem = measurement.case.problem
     sizes = (problem.batch, problem.seqlen, problem.heads, problem.kv_heads, problem.head_dim, problem.value_dim)
     return None if min(sizes) > 0 else "a size of the problem is not positive"
