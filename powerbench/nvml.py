@@ -136,9 +136,10 @@ def _ask(library: Any, query: str, *arguments: object) -> Any:
     function = getattr(library, query, None)  # deprecated queries leave nvidia-ml-py one day
     if function is None:
         return None
+    mismatch = getattr(library, "NVMLLibraryMismatchError", library.NVMLError)  # a driver older than nvidia-ml-py
     try:
         return function(*arguments)
-    except library.NVMLError:  # not supported by this GPU, not permitted, not in this driver
+    except (library.NVMLError, mismatch):  # not supported by this GPU, not permitted, not in this driver
         return None
 
 

@@ -22,6 +22,8 @@ REASONS = {
     0x40: "hw thermal slowdown",
     0x80: "hw power brake",
     0x100: "display clocks",
+    0x200: "board limit",
+    0x400: "reliability",
 }
 REASON_QUERIES = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")  # new, old
 

@@ -82,6 +82,21 @@ def test_a_gpu_that_says_nothing(install):
     assert on_gpu("1234") == []
 
 
+def test_a_driver_older_than_nvidia_ml_py(install):
+    """Which then raises an error of its own, that is none of NVML's."""
+
+    class MismatchError(Exception):
+        pass
+
+    def too_new(handle):
+        raise MismatchError("Unversioned function called and the pyNVML version does not match")
+
+    lib = gpu(nvmlDeviceGetComputeRunningProcesses=too_new)
+    lib.NVMLLibraryMismatchError = MismatchError
+    install(lib)
+    assert on_gpu("1234") == []
+
+
 def test_without_nvml_that_is_said_once(install):
     install(None)
     (said,) = on_gpu("1234")
