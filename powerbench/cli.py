@@ -141,6 +141,8 @@ def show(run: str, format_: str, phases: bool) -> None:
         raise UserError(f"--phases goes with --format csv or json; {format_} shows phases where the run has some")
     loaded = load(run)
     _warn(loaded.warnings)
+    if format_ in ("csv", "json"):  # which have no place for them
+        _warn(loaded.spoilers)
     if phases:
         click.echo(render_phases(loaded, format_), nl=False)
     elif format_ == "table":

@@ -13,6 +13,7 @@ from powerbench.device import Device
 from powerbench.kernels.kernel import Forward, Inputs, Kernel
 from powerbench.problem import Case, Params, Problem
 from powerbench.roofline import Ceilings
+from powerbench.telemetry import Gauge, Reading
 from powerbench.timing import Method
 
 WALL = Method("wall", "hot")
@@ -24,8 +25,8 @@ PROBLEM = Problem(2, 40, 4, 2, 8, 8, "fp32", True)
 class Inline:
     """A bench in this process, for kernels that cannot be named across processes; otherwise as a worker has it."""
 
-    def __init__(self, kernels: Iterable[Kernel], device: Device = CPU) -> None:
-        self.bench = Bench(device, 0, {kernel.name: kernel for kernel in kernels}, WALL)
+    def __init__(self, kernels: Iterable[Kernel], device: Device = CPU, gauge: Gauge = Reading) -> None:
+        self.bench = Bench(device, 0, {kernel.name: kernel for kernel in kernels}, WALL, gauge)
         self.asked: list[tuple[str, str]] = []
 
     def ask(self, verb: str, case: Case, argument: int | bool, timeout_s: float) -> Reply:

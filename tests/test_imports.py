@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "powerbench"
 TORCH_FREE = [
     "powerbench", "powerbench.cli", "powerbench.problem", "powerbench.cost", "powerbench.roofline",
-    "powerbench.datasheet", "powerbench.nvml", "powerbench.crossover", "powerbench.stopping", "powerbench.suites",
+    "powerbench.datasheet", "powerbench.nvml", "powerbench.telemetry", "powerbench.spoilers",
+    "powerbench.crossover", "powerbench.stopping", "powerbench.suites",
     "powerbench.results.model", "powerbench.results.store",
     "powerbench.reports.frames", "powerbench.reports.show", "powerbench.reports.page", "powerbench.reports.static",
     "powerbench.kernels.power.feature_map", "powerbench.kernels.power.cost", "powerbench.kernels.power.choose",
@@ -30,6 +31,8 @@ ALLOWED = {
     "crossover": BASE,
     "suites": BASE | {"kernels.kernel"},
     "nvml": set(),
+    "telemetry": {"nvml"},
+    "spoilers": {"nvml", "device"},
     "datasheet": {"roofline"},
     "results": BASE | {"roofline", "device", "nvml"},
     "reports": BASE | {"results", "roofline", "crossover", "nvml", "datasheet"},
@@ -40,11 +43,11 @@ ALLOWED = {
     "l2": set(),
     "ceilings": BASE | {"kernels.kernel", "roofline", "timing", "device", "l2"},
     "gate": BASE | {"kernels"},
-    "bench": BASE | {"timing", "device", "kernels", "results", "gate"},
+    "bench": BASE | {"timing", "device", "kernels", "results", "gate", "telemetry"},
     "plan": BASE | {"suites", "device", "kernels", "roofline", "stopping", "gate", "bench"},
-    "worker": BASE | {"timing", "device", "results", "bench"},
+    "worker": BASE | {"timing", "device", "results", "bench", "telemetry"},
     "runner": BASE | {"device", "results", "stopping", "bench", "plan", "worker"},
-    "terminal": BASE | {"results", "plan"},
+    "terminal": BASE | {"results", "roofline", "plan"},
 }
 
 
