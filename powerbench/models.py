@@ -78,7 +78,8 @@ def presets() -> dict[str, Model]:
 def chosen(name_or_file: str | None, shape: Mapping[str, int]) -> Model:
     """A preset, or the table of a TOML file, with the keys of `shape` in the place of its own; or `shape` alone.
 
-    With neither, the preset DEFAULT. A key that `shape` does not name stays as it was, head_dim and kv_heads too. Raises SelectorError, one line that names the option or the file and key.
+    With neither, the preset DEFAULT. A key that `shape` does not name stays as it was, head_dim and kv_heads too.
+    Raises SelectorError, one line that names the option or the file and key.
     """
     if name_or_file is None and not shape:
         return presets()[DEFAULT]
@@ -128,7 +129,7 @@ def _checked(table: Mapping[str, object], where: str) -> Model:
         raise SelectorError(f"{where}: kv_heads is {kv_heads}; for {heads} heads it must be one of {allowed}")
     if model.head_dim < 0 or (not model.head_dim and model.d_model % heads):
         raise SelectorError(
-            f"{where}: head_dim has to be given and positive: d_model {model.d_model} is not a multiple of heads {heads}"
+            f"{where}: head_dim has to be given, and positive: d_model {model.d_model} is no multiple of heads {heads}"
         )
     if model.full_every and not model.window:
         raise SelectorError(f"{where}: full_every needs window: the other layers' sliding window, in tokens")

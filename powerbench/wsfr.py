@@ -1,10 +1,10 @@
 """The weight-state FLOP ratio (WSFR) of a model shape, for each attention that could stand in it, at each context.
 
-From "Scaling Context Requires Rethinking Attention" (arXiv 2507.04239, section 3.2): weight FLOPs multiply an activation
-by a parameter, state FLOPs an activation by the state (the KV cache, or the state of a recurrence). Of a model far from
-1:1, the smaller side could be doubled at almost no cost, so a compute-optimal model is near it. Conventions, the same
-as in the ledger (`powerbench.cost`): matrix products only, a multiply-add is two FLOPs, causal pairs counted once,
-useful work. docs/wsfr.md has each formula.
+From "Scaling Context Requires Rethinking Attention" (arXiv 2507.04239, section 3.2): weight FLOPs multiply an
+activation by a parameter, state FLOPs an activation by the state (the KV cache, or the state of a recurrence). Of a
+model far from 1:1, the smaller side could be doubled at almost no cost, so a compute-optimal model is near it.
+Conventions as in the ledger (`powerbench.cost`): matrix products only, a multiply-add is two FLOPs, causal pairs are
+counted once, useful work. docs/wsfr.md has each formula.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from powerbench.crossover import context_text
 from powerbench.errors import UserError
 from powerbench.kernels.power.choose import choose
 from powerbench.kernels.power.cost import causal_pairs, chunk_lengths
@@ -27,7 +28,7 @@ Mode = Literal["prefill", "decode"]
 DEGREES = (1, 2, 3, 4)  # those of the operator
 WINDOW = 4096  # Mistral 7B's
 FULL_EVERY = 6  # Gemma 3's
-_LONGEST = 1 << 40  # tokens: beyond it no context is looked for
+LONGEST = 1 << 40  # tokens: no context is looked for beyond it
 
 
 class Attention(Protocol):
@@ -72,8 +73,8 @@ class Softmax(msgspec.Struct, frozen=True):
 class Latent(msgspec.Struct, frozen=True):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
-    With its proportions: a latent of 4 d shared by all heads, and d / 2 rotary coordinates of the keys beside it; queries
-    are not compressed, as in DeepSeek-V2-Lite.
+    With its proportions: a latent of 4 d that all heads share, and d / 2 rotary coordinates of the keys beside it;
+    queries are not compressed, as in DeepSeek-V2-Lite.
     """
 
     def weights(self, model: Model) -> int:
@@ -148,9 +149,9 @@ class Variant(msgspec.Struct, frozen=True):
 
     def balanced_at(self, model: Model, mode: Mode) -> int | None:
         """The context in tokens from which state FLOPs are no fewer than weight FLOPs; None: at none, or at all."""
-        if self.ratio(model, 1, mode) <= 1 or self.ratio(model, _LONGEST, mode) > 1:
+        if self.ratio(model, 1, mode) <= 1 or self.ratio(model, LONGEST, mode) > 1:
             return None
-        low, high = 1, _LONGEST
+        low, high = 1, LONGEST
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.ratio(model, middle, mode) > 1 else (low, middle)
@@ -186,8 +187,8 @@ def variants(
         add(f"full, GQA {groups}", "softmax", Softmax(groups))
     if model.heads > 1:
         add("full, MQA", "softmax", Softmax(1))
-    add(f"window {window}", "window", Softmax(model.kv_heads, window))
-    add(f"hybrid 1/{full_every} full", "hybrid", Softmax(model.kv_heads, window, full_every))
+    add(f"window {context_text(window)}", "window", Softmax(model.kv_heads, window))
+    add(f"hybrid, 1 in {full_every} full", "hybrid", Softmax(model.kv_heads, window, full_every))
     add("latent (MLA)", "latent", Latent())
     for p in degrees:
         d = model.head_dim
