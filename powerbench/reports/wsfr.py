@@ -39,8 +39,8 @@ class WsfrSection:
 def section(runs: Sequence[Run], models: Sequence[Model] | None = None) -> list[WsfrSection]:
     """A part for each model; `models` None: those of MODELS whose head dimension was measured, else the default one.
 
-    With several runs the labels of what was measured begin with the device, or with the run's number where two are of
-    the same device.
+    With several runs the names of what was measured begin with the device, or with the run's number where two are of
+    the same device; a kernel looks the same in all.
     """
     if models is None:
         found = presets()
@@ -63,7 +63,7 @@ def _section(runs: Sequence[Run], model: Model) -> WsfrSection:
     return WsfrSection(
         model=model,
         analysis=analysis,
-        answers=[*analysis.sentences, *(f"{s.name}: {' '.join(s.sentences)}" for s in settings)],
+        answers=[*analysis.sentences, *(f"{s.name}. {' '.join(s.sentences)}" for s in settings)],
         measured=settings,
         drawn=drawn,
         look=list(look.items()),

@@ -6,6 +6,7 @@ measured matmul rate, which real ones do not quite reach. So the ratio is a lowe
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,15 +58,18 @@ class MeasuredSetting:
 
     @property
     def sentences(self) -> list[str]:
-        """For each kernel: from which context on attention takes longer than the weights."""
-        return [f"{label}: {_verdict(rows)}." for label, rows in self.curves.items()]
+        """From which context on attention takes longer than the weights, once for all kernels with the same answer."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for label, points in self.curves.items():
+            found[_verdict(points)].append(label)
+        return [f"With {'; '.join(labels)}: {verdict}." for verdict, labels in found.items()]
 
 
 def measured_settings(run: Run, model: Model, prefix: str = "") -> list[MeasuredSetting]:
     """The run's settings that have the model's head dimension and a matmul ceiling of their dtype.
 
-    `prefix` begins the labels, where a page has several runs. Of each kernel and degree, at each context the fastest
-    d_tile and chunk.
+    `prefix` begins the settings' names, where there are several runs. Of each kernel and degree, at each context the
+    fastest d_tile and chunk.
     """
     found = groups(rows(run))
     result = []
@@ -74,11 +78,10 @@ def measured_settings(run: Run, model: Model, prefix: str = "") -> list[Measured
         dims = (group.setting.head_dim, group.setting.value_dim)
         if rate is None or dims != (model.head_dim, model.head_dim) or not group.curves:
             continue
-        lines = {f"{prefix}{curve.label}": curve for curve in group.curves}
         device = run.header.environment.device
         curves = {
-            label: [_row(row, model, rate, device, label) for row in curve.points.values()]
-            for label, curve in lines.items()
+            curve.label: [_row(row, model, rate, device, curve.label) for row in curve.points.values()]
+            for curve in group.curves
         }
         result.append(MeasuredSetting(_setting_name(group, name, prefix), curves))
     return result

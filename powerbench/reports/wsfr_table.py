@@ -113,7 +113,7 @@ def _that_fit(part: _Part, width: int) -> Iterator[_Part]:
     start = 1
     while start < len(widths):
         end = start + 1
-        while end < len(widths) and widths[0] + sum(widths[start : end + 1]) <= width:
+        while end < len(widths) and widths[0] + sum(widths[start : end + 1]) - 2 <= width:
             end += 1
         yield _Part(part.title, [part.head[0], *part.head[start:end]], [[x[0], *x[start:end]] for x in part.lines])
         start = end
