@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import comb
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,8 @@ from powerbench.kernels.power import cost as power_cost
 from powerbench.models import chosen, presets
 from powerbench.problem import Case, Params, Problem
 from powerbench.wsfr import Latent, Power, Softmax, nearest, ratio_text, state_bytes, variants
+
+DOCS = (Path(__file__).parents[1] / "docs" / "wsfr.md").read_text()
 
 # Two layers, d_model 8, two heads of d = 4 over one of k and v: 2 (8 x 4 x 6 + 3 x 8 x 16) + 80 weights.
 TINY = chosen(None, {"layers": 2, "d_model": 8, "heads": 2, "kv_heads": 1, "d_ff": 16, "vocab": 10})
@@ -177,6 +180,33 @@ def test_what_is_compared():
     assert [one.name for one in variants(single, degrees=(2,))][:2] == ["full", "window 4k"]
     with pytest.raises(UserError, match=r"--p: 5 is not a degree of power attention; allowed are 1, 2, 3, 4"):
         variants(single, degrees=(5,))
+
+
+def table(text, heading):
+    """Of a page of docs: the cells of the lines of the first table after a heading."""
+    lines = text.partition(heading)[2].partition("\n|")[2].splitlines()
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[: lines.index("")]]
+    return found[2:]
+
+
+def test_the_page_of_docs_has_these_presets():
+    printed = {cells[0].strip("`"): cells[1:8] for cells in table(DOCS + "\n\n", "## Presets")}
+    assert list(printed) == list(presets())
+    for name, model in presets().items():
+        sizes = [str(size) for size in (model.layers, model.d_model)]
+        heads = [f"{model.heads} / {model.kv_heads}", str(model.head_dim)]
+        assert printed[name][:6] == [*sizes, *heads, f"{model.mlp_matrices} x {model.d_ff}", str(model.vocab)]
+
+
+def test_the_page_of_docs_has_the_papers_table_and_ours():
+    model = presets()["gpt2"]
+    attention = {"exponential": "full, MHA", "window 8,192": "window 8k"}
+    name = ""
+    for label, ctx, _, *ours in table(DOCS, "## Against the paper's table")[:-1]:
+        name = attention.get(label, name)
+        context = int(ctx.replace(",", ""))
+        found = variant(name, model, window=8192)
+        assert ours == [ratio_text(found.ratio(model, context, mode)) for mode in ("decode", "prefill")]
 
 
 def test_texts_and_nearest():

@@ -48,7 +48,7 @@ def print_wsfr(analysis: Analysis, console: Console) -> None:
     """Both tables and the sentences; contexts that do not fit side by side go into further tables."""
     console.print(Text(printable(heading(analysis)), style="bold"))
     console.print(Text(weights_text(analysis)))
-    for part in _parts(analysis):
+    for part in tables(analysis):
         for fitting in _that_fit(part, console.width):
             console.print()
             console.print(Text(fitting.title, style="bold"))
@@ -80,15 +80,16 @@ def bytes_text(number: float) -> str:
     return f"{number:.0f} B"
 
 
-class _Part(NamedTuple):
-    """One of the tables: its columns after the name, and for each attention their cells."""
+class Part(NamedTuple):
+    """One of the tables: its heads, the first of which is of the names, and a line of cells for each attention."""
 
     title: str
     head: list[str]
     lines: list[list[str]]
 
 
-def _parts(analysis: Analysis) -> list[_Part]:
+def tables(analysis: Analysis) -> list[Part]:
+    """The ratios and the bytes, as text."""
     best = {ctx: analysis.nearest_at(ctx).attention for ctx in analysis.contexts}
     contexts = [context_text(ctx) for ctx in analysis.contexts]
 
@@ -102,12 +103,12 @@ def _parts(analysis: Analysis) -> list[_Part]:
         ratios.append([name, analysis.balance_text(variant), *map(ratio, rows)])
         sizes.append([name, *(bytes_text(row.state_bytes) for row in rows)])
     return [
-        _Part(f"Weight FLOPs : state FLOPs, {_MODES[analysis.mode]}", ["attention", "balanced at", *contexts], ratios),
-        _Part(f"State or KV cache of a sequence, {analysis.dtype}", ["attention", *contexts], sizes),
+        Part(f"Weight FLOPs : state FLOPs, {_MODES[analysis.mode]}", ["attention", "balanced at", *contexts], ratios),
+        Part(f"State or KV cache of a sequence, {analysis.dtype}", ["attention", *contexts], sizes),
     ]
 
 
-def _that_fit(part: _Part, width: int) -> Iterator[_Part]:
+def _that_fit(part: Part, width: int) -> Iterator[Part]:
     """The table as one or several, each with its first column, that fit into `width` characters."""
     widths = [max(map(len, column)) + 2 for column in zip(part.head, *part.lines, strict=True)]
     start = 1
@@ -115,11 +116,11 @@ def _that_fit(part: _Part, width: int) -> Iterator[_Part]:
         end = start + 1
         while end < len(widths) and widths[0] + sum(widths[start : end + 1]) - 2 <= width:
             end += 1
-        yield _Part(part.title, [part.head[0], *part.head[start:end]], [[x[0], *x[start:end]] for x in part.lines])
+        yield Part(part.title, [part.head[0], *part.head[start:end]], [[x[0], *x[start:end]] for x in part.lines])
         start = end
 
 
-def _rich(part: _Part) -> Table:
+def _rich(part: Part) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for number, name in enumerate(part.head):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
@@ -130,7 +131,7 @@ def _rich(part: _Part) -> Table:
 
 def _markdown(analysis: Analysis) -> str:
     lines = [f"**{_escaped(heading(analysis))}**", "", weights_text(analysis)]
-    for part in _parts(analysis):
+    for part in tables(analysis):
         rule = [":---", *["---:"] * (len(part.head) - 1)]
         body = [part.head, rule, *([_escaped(text) for text in line] for line in part.lines)]
         lines += ["", f"### {part.title}", "", *(f"| {' | '.join(line)} |" for line in body)]
