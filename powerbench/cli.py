@@ -233,7 +233,7 @@ def list_models() -> None:
 @click.option("--full-every", metavar="N", help="Hybrid: one full layer in each N [the model's own, or 6].")
 @click.option("--chunk", metavar="N", help="Chunk size of power and linear attention [that of the GPU kernels].")
 @click.option("--mode", type=click.Choice(["prefill", "decode"]), default="prefill", show_default=True,
-              help="FLOPs of the mean token of a context, or of the token after it.")  # fmt: skip
+              help="FLOPs of the mean token of a context, or of its last one.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True,
               help="Of the numbers in a state or KV cache.")  # fmt: skip
 @click.option("--format", "format_", type=click.Choice(["table", "csv", "json", "markdown"]), default="table")

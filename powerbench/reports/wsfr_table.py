@@ -23,7 +23,7 @@ LEGEND = (
 )
 _MODES = {
     "prefill": "prefill and training: the mean token of a sequence",
-    "decode": "decoding: the token after this context",
+    "decode": "decoding: the last token of a sequence",
 }
 
 
