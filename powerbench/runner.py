@@ -209,10 +209,9 @@ class _Sweep:
         closed = self._ask(entry, "close", entry.item.phases, Closed)
         if isinstance(closed, Fault):
             return closed
-        rounds = tuple(entry.rounds) if any(one.known for one in entry.rounds) else ()
         return _complete(
             entry, entry.opened, samples_ms=tuple(entry.samples_ms), stop=stop, order=entry.order,
-            phases=closed.phases, rounds=rounds, retaken=tuple(entry.retaken),
+            phases=closed.phases, rounds=tuple(entry.rounds), retaken=tuple(entry.retaken),
         )  # fmt: skip
 
     def _ask(self, entry: _Entry, verb: str, argument: int | bool, kind: type[R]) -> R | Fault:

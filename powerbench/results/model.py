@@ -85,11 +85,6 @@ class Round(msgspec.Struct, frozen=True, omit_defaults=True):
     reasons: tuple[str, ...] | None = None
 
     @property
-    def known(self) -> bool:
-        """Whether anything could be read."""
-        return (self.sm_mhz, self.power_w, self.temperature_c, self.reasons) != (None,) * 4
-
-    @property
     def slowdowns(self) -> tuple[str, ...]:
         """Those of the reasons that spoil a time: not what the GPU does in good health under this load."""
         return tuple(reason for reason in self.reasons or () if reason in SLOWDOWNS)
@@ -102,8 +97,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     `powerbench.timing` and the state of the L2 (graph-cold, events-hot ...), or `wall` on a CPU; `timer_reason` says
     why it is not a graph, where one was tried. `stop` is why sampling stopped (a `powerbench.stopping.StopReason`),
     `order` whether the contestants of the problem took turns. `wall_ms` are a few wall times of the same call, beside
-    device times. `rounds` say what state the GPU was in, in the order of the samples and together of as many; empty
-    where nothing could be read. `retaken` are rounds whose samples were dropped and taken again, for their slowdowns.
+    device times. `rounds` are the turns in which the samples were taken, in their order and together as many, and
+    the state that a GPU was in. `retaken` are rounds whose samples were dropped and taken again, for their slowdowns.
     `error` is the largest relative error against the float64 reference over the sampled rows,
     `tolerance` what was allowed.
     `message` says why where the status is not ok. `phases`, where they were asked for and the kernel can be taken
