@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from powerbench.problem import DTYPES
 from powerbench.reports.ceilings import LEGEND, CeilingRow, ceiling_rows
 from powerbench.results.environment import collect
 from powerbench.results.model import SCHEMA_VERSION, Header, Measurement, Run
-from powerbench.results.store import RunWriter, load
+from powerbench.results.store import RunWriter, load, make_room
 from powerbench.roofline import Ceilings
 from powerbench.runner import run
 from powerbench.spoilers import spoilers
@@ -99,8 +99,6 @@ class Session:
     def sweep(self, path: Path, command: str, *, resume: bool) -> Run:
         """Measure every case that the run file does not hold yet; each is on disk the moment it is taken."""
         warnings = spoilers(self.device)  # before anything has been done here that would look like another's
-        for warning in warnings:
-            self.console.print(f"warning: {warning}", markup=False, soft_wrap=True)
         writer, earlier = self._open(path, command, resume, warnings)
         with writer:
             ceilings = earlier.ceilings
@@ -141,8 +139,7 @@ class Session:
     def _open(self, path: Path, command: str, resume: bool, warnings: tuple[str, ...]) -> tuple[RunWriter, Run]:
         if resume and path.exists():
             writer, earlier = RunWriter.resume(path)
-            for warning in earlier.warnings:
-                self.console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+            self._warn((*earlier.warnings, *warnings))
             was = earlier.header
             if (was.environment.device, was.seed) != (self.device.name, self.seed):
                 raise UserError(
@@ -152,6 +149,8 @@ class Session:
             return writer, earlier
         if path.exists():
             raise UserError(f"{path} exists; go on with it by --resume, or name another file by -o")
+        make_room(path)  # before the ceilings take their time
+        self._warn(warnings)
         header = Header(
             schema=SCHEMA_VERSION,
             command=command,
@@ -162,6 +161,10 @@ class Session:
             ceilings=self._all_ceilings(),
         )
         return RunWriter.create(path, header), Run(str(path), header, ())
+
+    def _warn(self, warnings: Iterable[str]) -> None:
+        for warning in warnings:
+            self.console.print(f"warning: {warning}", markup=False, soft_wrap=True)
 
     def verify(self, out: Console) -> list[Measurement]:
         """Gate every case, print a row each, and return them."""
