@@ -32,7 +32,7 @@ ALLOWED = {
     "nvml": set(),
     "datasheet": {"roofline"},
     "results": BASE | {"roofline", "device", "nvml"},
-    "reports": BASE | {"results", "roofline", "crossover", "nvml", "datasheet"},
+    "reports": BASE | {"check", "kernels.power.feature_map", "results", "roofline", "crossover", "nvml", "datasheet"},
     "check": BASE | {"results", "roofline", "crossover"},
     "stopping": BASE | {"results"},
     "timing": BASE,

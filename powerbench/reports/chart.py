@@ -43,6 +43,7 @@ class Series:
     draw: Draw = "line"
     facets: Mapping[str, str] = field(default_factory=dict)  # what the page's selectors ask: kernel, p, pass ...
     key: bool = True  # does it stand in a legend
+    run: str = ""  # where a figure is of several runs: which
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,15 @@ import jinja2
 from markupsafe import Markup
 
 from powerbench.crossover import context_text, percent_text
+from powerbench.reports.comparison import case_words
+from powerbench.reports.curves import groups
 from powerbench.reports.facets import SELECTORS, choices, row_facets
 from powerbench.reports.payload import Payload
+from powerbench.reports.rows import rows
 from powerbench.reports.stills import Stills
+from powerbench.reports.style import styles
 from powerbench.reports.text import significant
+from powerbench.reports.versus import versus
 from powerbench.reports.view import view
 from powerbench.results.model import Run
 
@@ -48,7 +53,8 @@ def page(runs: Sequence[Run]) -> str:
     if not runs:
         raise ValueError("a report needs at least one run")
     payload, stills = Payload(), Stills()
-    views = [view(f"run{i}", run, payload, stills) for i, run in enumerate(runs, start=1)]
+    look = styles([group for run in runs for group in groups(rows(run))])
+    views = [view(i, run, look, payload, stills) for i, run in enumerate(runs, start=1)]
     scripts = [_own_script()]
     if payload.has_figures:
         scripts.insert(0, _inline("plotly-cartesian.min.js"))
@@ -59,11 +65,14 @@ def page(runs: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent_text, significant=significant, context=context_text)
+    environment.filters.update(
+        percent=percent_text, significant=significant, context=context_text, case_words=case_words
+    )
     devices = dict.fromkeys(run.header.environment.device for run in runs)
     return environment.get_template("page.html.j2").render(
         title=f"Attention on {' and '.join(devices)}",
         views=views,
+        versus=versus(views, look, payload, stills),
         selectors=SELECTORS,
         choices=choices(row for one in views for row in one.rows),
         payload=payload,  # its text is asked for last, when the tables have added to it

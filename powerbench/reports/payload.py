@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from powerbench.reports.chart import Chart, Point
+from powerbench.reports.chart import Chart, Point, Series
 from powerbench.reports.command import command
 from powerbench.reports.hover import hover
 from powerbench.reports.phases import PhaseRow
@@ -29,11 +29,15 @@ class Payload:
         self._facets: list[dict[str, str]] = []
         self._numbers: dict[Any, int] = {}
 
-    def add_figure(self, id: str, chart: Chart, header: Header) -> None:
-        """A figure by its place's id on the page, and the headings of its columns as CSV."""
+    def add_figure(self, id: str, chart: Chart, headers: Header | Mapping[str, Header]) -> None:
+        """A figure by its place's id on the page; of several runs, `headers` by the `run` of the series."""
 
-        def about(point: Point, say_words: bool) -> int | None:
-            return None if point.about is None else self.about(point.about, header, point.words if say_words else "")
+        def about(point: Point, series: Series) -> int | None:
+            if point.about is None:
+                return None
+            header = headers if isinstance(headers, Header) else headers[series.run]
+            # in a bar or a cell the words are written into it
+            return self.about(point.about, header, point.words if series.draw not in ("bar", "cell") else "")
 
         figure = plotly_figure(chart, about)
         self._figures[id] = {**figure, "columns": ["series", chart.x.title or "category", chart.y.title or "category"]}

@@ -13,8 +13,8 @@ from typing import Any
 
 from powerbench.reports.chart import Axis, Chart, Point, Rule, Series
 
-# A point's number in the page's list of texts, for one whose words are to be said there; None: it says nothing
-About = Callable[[Point, bool], int | None]
+# The number of a series' point in the page's list of texts; None: it says nothing
+About = Callable[[Point, Series], int | None]
 
 _GRID = "#8884"
 _TEXT = "#333333"
@@ -70,7 +70,7 @@ def _axis(axis: Axis, values: Sequence[float]) -> dict[str, Any]:
     if axis.kind == "category":
         return result | {"showgrid": False, "ticks": ""}
     if axis.kind == "linear":
-        return result | {"rangemode": "tozero"}
+        return result | ({"range": list(axis.range)} if axis.range else {"rangemode": "tozero"})
     if axis.range:
         low, high = (math.log10(end) for end in axis.range)
         return result | {"range": [low, high], "dtick": 1, "exponentformat": "none" if high < 4.5 else "SI"}
@@ -87,7 +87,7 @@ def _trace(series: Series, chart: Chart, about: About) -> dict[str, Any]:
     trace: dict[str, Any] = {
         "x": [_short(point.x) for point in series.points],
         "y": [_short(point.y) for point in series.points],
-        "customdata": [about(point, series.draw != "bar") for point in series.points],
+        "customdata": [about(point, series) for point in series.points],
         "name": escape(series.name),
         "meta": {**series.facets, "draw": series.draw, "name": series.name},
         "showlegend": series.key,
@@ -151,7 +151,7 @@ def _heat_map(series: Series, chart: Chart, about: About) -> dict[str, Any]:
         "y": list(range(len(chart.y.ticks))),
         "z": [[_short(cell.value) if cell and cell.value is not None else None for cell in row] for row in rows],
         "text": [[escape(cell.words).replace("\n", "<br>") if cell else "not tried" for cell in row] for row in rows],
-        "customdata": [[about(cell, False) if cell else None for cell in row] for row in rows],
+        "customdata": [[about(cell, series) if cell else None for cell in row] for row in rows],
         "texttemplate": "%{text}",
         "textfont": {"size": 11, "color": "#1b1f24"},
         "colorscale": _HEAT,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from markupsafe import Markup
 
@@ -21,7 +22,7 @@ from powerbench.reports.phases import phase_rows
 from powerbench.reports.roofline_figure import roofline
 from powerbench.reports.rows import Row, rows
 from powerbench.reports.stills import Stills
-from powerbench.reports.style import Style, styles
+from powerbench.reports.style import Style
 from powerbench.results.model import Run
 
 
@@ -52,7 +53,8 @@ class View:
     """What the template says of one run."""
 
     id: str
-    name: str  # among several runs
+    short: str  # among several runs: run 2
+    name: str
     run: Run
     look: list[tuple[str, Style]]
     rows: list[Row]
@@ -68,12 +70,15 @@ class View:
     ceilings: list[tuple[str, str]]
 
 
-def view(id: str, run: Run, payload: Payload, stills: Stills) -> View:
-    """The parts of one run; its figures and data go into `payload`."""
-    header = run.header
+def view(number: int, run: Run, look: Mapping[str, Style], payload: Payload, stills: Stills) -> View:
+    """The parts of one run, the page's `number`-th from 1; `look` has every contestant of the page.
+
+    Its figures and data go into `payload`.
+    """
+    id, header = f"run{number}", run.header
     all_rows = rows(run)
     found = groups(all_rows)
-    look, phases = styles(found), phase_rows(run)
+    phases = phase_rows(run)
 
     def place(chart: Chart, section: str) -> Plot:
         plot = Plot(f"{section}-{chart.name}", chart, stills.take(f"{section}-{chart.name}", chart))
@@ -102,9 +107,10 @@ def view(id: str, run: Run, payload: Payload, stills: Stills) -> View:
         payload.add_csv(f"{id}-phases-csv", tidy_phases(run).to_csv(index=False, float_format="%.6g"))
     return View(
         id=id,
-        name=f"{header.environment.device}, {header.started}",
+        short=f"run {number}",
+        name=f"run {number}: {Path(run.path).name}, {header.environment.device}",
         run=run,
-        look=list(look.items()),
+        look=[(label, look[label]) for label in dict.fromkeys(c.label for group in found for c in group.curves)],
         rows=all_rows,
         facts=_facts(run, all_rows),
         warnings=[*run.warnings, *_invalid_warning(all_rows)],
