@@ -71,7 +71,7 @@ class Rule:
 class Chart:
     """One figure with the words that stand over it."""
 
-    name: str  # unique within its setting; names the file when exported
+    name: str  # unique within its setting: lower case letters, digits and dashes, nothing that comes from a run
     title: str
     caption: str
     x: Axis

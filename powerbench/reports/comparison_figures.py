@@ -70,7 +70,7 @@ def change_chart(found: Comparison) -> Chart | None:
         "What changed",
         "Time over the baseline's, a point a case, with its 95 % interval, noise between runs included. Above the "
         "line: slower.",
-        Axis("case, by change", "linear", range=(-0.5, end)),
+        Axis("case, by change", "linear", _ends(len(found.changes)), range=(-0.5, end)),
         Axis("times as long as before"),
         series,
         (Rule(((-0.5, 1.0), (end, 1.0))),),
@@ -78,6 +78,10 @@ def change_chart(found: Comparison) -> Chart | None:
         wide=True,
         height=380,
     )
+
+
+def _ends(count: int) -> tuple[tuple[float, str], ...]:
+    return ((0, "most slowed down"), (count - 1, "most sped up")) if count > 2 else ()
 
 
 def _point(change: Change, place: int) -> Point:

@@ -67,7 +67,7 @@ def inline_svg(chart: Chart, id: str) -> str:
     text = re.sub(r'\bid="', f'id="{id}-', text)
     text = re.sub(r'(url\(|href=")#', rf"\1#{id}-", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"| height="[^"]*pt"', lambda found: found[1] or "", text, count=2)
-    text = re.sub(r"(\d+\.\d\d)\d+", r"\1", text)
+    text = re.sub(r'="[^"<>]*"', lambda found: re.sub(r"(\d\.\d\d)\d+", r"\1", found[0]), text)
     return re.sub(r"\s*\n\s*", "\n", text)
 
 

@@ -53,8 +53,13 @@ def page(runs: Sequence[Run]) -> str:
     if not runs:
         raise ValueError("a report needs at least one run")
     payload, stills = Payload(), Stills()
-    look = styles([group for run in runs for group in groups(rows(run))])
-    views = [view(i, run, look, payload, stills) for i, run in enumerate(runs, start=1)]
+    all_rows = [rows(run) for run in runs]
+    found = [groups(of_run) for of_run in all_rows]
+    look = styles([group for of_run in found for group in of_run])
+    views = [
+        view(number, *parts, look, payload, stills)
+        for number, parts in enumerate(zip(runs, all_rows, found, strict=True), start=1)
+    ]
     scripts = [_own_script()]
     if payload.has_figures:
         scripts.insert(0, _inline("plotly-cartesian.min.js"))

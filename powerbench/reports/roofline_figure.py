@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from powerbench.reports.chart import Axis, Chart, Draw, Point, Rule, Series
 from powerbench.reports.curves import Curve, Group
@@ -16,8 +17,8 @@ from powerbench.roofline import Ceilings
 _CAPTION = (
     "Executed work over its compulsory bytes, and the rate at which it is done. Every case with a time; small pale "
     "points are slower choices of d_tile and chunk, a dot inside means with a backward pass. A red cross is above the "
-    "roof: the time, the ledger or the ceiling is wrong. The axes are the machine's, so that pages of one machine lie "
-    "over each other."
+    "roof (at the edge: beyond it): the time, the ledger or the ceiling is wrong. The axes are the machine's, so that "
+    "pages of one machine lie over each other."
 )
 _PHASES = " Hollow: phases timed alone, tied to the operator they make up; one without matrix products has no place."
 
@@ -39,7 +40,9 @@ def roofline(
     peak = max(ceilings.matmul_flops_per_s.values(), default=0.0) / 1e12
     if not dtypes or not peak:
         return None
-    axes = roof_axes(peak, ceilings.copy_bytes_per_s, [(point.x, point.y) for one in series for point in one.points])
+    trusted = [(point.x, point.y) for one in series if one.draw != "cross" for point in one.points]
+    axes = roof_axes(peak, ceilings.copy_bytes_per_s, trusted)
+    series = [_within(one, axes) if one.draw == "cross" else one for one in series]
     return Chart(
         "roofline",
         "Roofline",
@@ -93,6 +96,15 @@ def _invalid(group: Group) -> list[Series]:
         for label, members in found.items()
         if (points := _places(members))
     ]
+
+
+def _within(series: Series, axes: RoofAxes) -> Series:
+    """What cannot be does not move the axes: it is shown at their edge."""
+    (left, right), (bottom, top) = axes.intensity, axes.tflops
+    points = [
+        replace(point, x=min(max(point.x, left), right), y=min(max(point.y, bottom), top)) for point in series.points
+    ]
+    return replace(series, points=points)
 
 
 def _places(members: Sequence[Row | PhaseRow]) -> list[Point]:

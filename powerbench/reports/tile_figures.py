@@ -18,12 +18,12 @@ from powerbench.reports.tiles import TileMap, tile_maps
 def tile_charts(group: Group, look: Mapping[str, Style]) -> list[Chart]:
     """A heat map for each contestant and context that was measured at several choices, the largest context first."""
     result = []
-    for _, maps in groupby(tile_maps(group.rows), key=lambda tiles: tiles.label):
-        result += [_heat_map(tiles, group, look) for tiles in sorted(maps, key=lambda tiles: -tiles.ctx)]
+    for number, (_, maps) in enumerate(groupby(tile_maps(group.rows), key=lambda tiles: tiles.label), start=1):
+        result += [_heat_map(number, tiles, group, look) for tiles in sorted(maps, key=lambda tiles: -tiles.ctx)]
     return result
 
 
-def _heat_map(tiles: TileMap, group: Group, look: Mapping[str, Style]) -> Chart:
+def _heat_map(number: int, tiles: TileMap, group: Group, look: Mapping[str, Style]) -> Chart:
     best = tiles.best
     points = []
     for (d_tile, chunk), row in tiles.cells.items():
@@ -36,7 +36,7 @@ def _heat_map(tiles: TileMap, group: Group, look: Mapping[str, Style]) -> Chart:
         points.append(Point(*place, row, words=text, value=price))
     own = facets(Curve(best.kernel, best.p, best.family, {}), group.setting)
     return Chart(
-        f"tiles-{best.kernel}-{best.p or 0}-{tiles.ctx}",
+        f"tiles-{number}-{tiles.ctx}",
         f"d_tile by chunk at {context_text(tiles.ctx)} tokens: {tiles.label}",
         f"Median, and how much longer it takes than the best ({best.params_text}); the paler, the nearer to it.",
         Axis("chunk (tokens)", "category", _ticks(tiles.chunks)),

@@ -12,15 +12,15 @@ from markupsafe import Markup
 from powerbench.reports.answers import Answer, Pair, answers, crossover_table, gaps, setting_names
 from powerbench.reports.cases import CaseTable, case_table, phase_table
 from powerbench.reports.chart import Chart
-from powerbench.reports.curves import Group, groups
+from powerbench.reports.curves import Group
 from powerbench.reports.facets import setting_facets
 from powerbench.reports.figures import charts
-from powerbench.reports.frames import tidy, tidy_phases
+from powerbench.reports.frames import tidy_phases, tidy_rows
 from powerbench.reports.machine import ceiling_lines, environment_lines
 from powerbench.reports.payload import Payload
 from powerbench.reports.phases import phase_rows
 from powerbench.reports.roofline_figure import roofline
-from powerbench.reports.rows import Row, rows
+from powerbench.reports.rows import Row
 from powerbench.reports.stills import Stills
 from powerbench.reports.style import Style
 from powerbench.results.model import Run
@@ -70,14 +70,20 @@ class View:
     ceilings: list[tuple[str, str]]
 
 
-def view(number: int, run: Run, look: Mapping[str, Style], payload: Payload, stills: Stills) -> View:
-    """The parts of one run, the page's `number`-th from 1; `look` has every contestant of the page.
+def view(
+    number: int,
+    run: Run,
+    all_rows: list[Row],
+    found: Sequence[Group],
+    look: Mapping[str, Style],
+    payload: Payload,
+    stills: Stills,
+) -> View:
+    """The parts of one run, the page's `number`-th from 1, with its rows in their groups.
 
-    Its figures and data go into `payload`.
+    `look` has every contestant of the page. Figures and data go into `payload`.
     """
     id, header = f"run{number}", run.header
-    all_rows = rows(run)
-    found = groups(all_rows)
     phases = phase_rows(run)
 
     def place(chart: Chart, section: str) -> Plot:
@@ -102,7 +108,7 @@ def view(number: int, run: Run, look: Mapping[str, Style], payload: Payload, sti
                 gaps=gaps(group),
             )
         )
-    payload.add_csv(f"{id}-csv", tidy(run).to_csv(index=False, float_format="%.6g"))
+    payload.add_csv(f"{id}-csv", tidy_rows(all_rows).to_csv(index=False, float_format="%.6g"))
     if phases:
         payload.add_csv(f"{id}-phases-csv", tidy_phases(run).to_csv(index=False, float_format="%.6g"))
     return View(
