@@ -99,9 +99,9 @@ class Browser:
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.send("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.send("Page.navigate", url=path.absolute().as_uri())
-        self._wait("document.readyState === 'complete'")
+        self.wait_for("document.readyState === 'complete'")
         if scripts:
-            self._wait("!document.getElementById('payload') || document.documentElement.dataset.ready")
+            self.wait_for("!document.getElementById('payload') || document.documentElement.dataset.ready")
             self.wait_for_figures()
 
     def wait_for_figures(self) -> None:
@@ -110,9 +110,10 @@ class Browser:
         metrics = {"width": self._width, "height": height, "deviceScaleFactor": 1, "mobile": self._width < 600}
         self.send("Emulation.setDeviceMetricsOverride", **metrics)
         closed = "p.parentElement.closest('details:not([open])')"
-        self._wait(f"[...document.querySelectorAll('.chart')].every(p => {closed} || p.querySelector('.main-svg'))")
+        self.wait_for(f"[...document.querySelectorAll('.chart')].every(p => {closed} || p.querySelector('.main-svg'))")
 
-    def _wait(self, condition: str, seconds: float = 30) -> None:
+    def wait_for(self, condition: str, seconds: float = 30) -> None:
+        """Until a JavaScript expression is true. Raises TimeoutError."""
         end = time.monotonic() + seconds
         while not self.value(condition):
             if time.monotonic() > end:

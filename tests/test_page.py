@@ -34,6 +34,7 @@ from powerbench.reports.states import state_bytes
 from powerbench.reports.static import write_static
 from powerbench.reports.style import roof_axes, styles, tint
 from powerbench.reports.text import significant
+from powerbench.results.store import StoreError, load
 from powerbench.suites import chosen
 from tests import runs
 
@@ -426,17 +427,44 @@ def test_the_page_appears_whole(tmp_path):
 
 def test_sizes_and_times():
     assert len(page([runs.cpu_run()]).encode()) < 2.5e6
-    base = runs.gpu_run(("fwd", "bwd", "fwd+bwd"))
-    many = []
-    for head_dim in (32, 64, 128):
-        for m in base.measurements:
-            problem = msgspec.structs.replace(m.case.problem, head_dim=head_dim, value_dim=head_dim)
-            many.append(msgspec.structs.replace(m, case=msgspec.structs.replace(m.case, problem=problem)))
+    assert len(page([runs.large_run(2000)]).encode()) < 4e6
+    large = runs.large_run(10_000)
+    assert len(large.measurements) == 10_000
     start = time.perf_counter()
-    html = page([runs.run(many[:2000], base.header)])
-    assert len(many) >= 2000
+    page([large])
     assert time.perf_counter() - start < 10
-    assert len(html.encode()) < 4e6
+
+
+OLDEST = """
+{"type":"header","schema":1,"command":"powerbench sweep","suite":"custom","seed":0,"started":"2026-01-02T03:04:05Z",\
+"environment":{"device":"NVIDIA H200","device_type":"cuda","cores":132,"memory_bytes":9,"os":"Linux","python":"3.12",\
+"cpu":"x86_64","driver":null,"packages":{},"commit":null,"powerbench":"0.1.0"},\
+"ceilings":{"matmul_flops_per_s":{"bf16":8e14},"copy_bytes_per_s":4e12}}
+{"type":"measurement","case":{"problem":{"batch":1,"seqlen":1024,"heads":8,"kv_heads":8,"head_dim":64,"value_dim":64,\
+"dtype":"bf16","gated":true},"kernel":"power-triton","params":{"p":2},"pass":"fwd"},"status":"ok",\
+"samples_ms":[0.5],"timer":"events-cold","launches":[{"name":"whole","cost":{"useful_flops":1000000000,\
+"executed_flops":1200000000,"bytes":4000000}}],"error":null,"tolerance":null,"peak_memory_bytes":null}
+"""
+
+
+def test_a_run_file_of_the_first_version(tmp_path):
+    """Without all that was added since: telemetry, samples of the ceilings, timers and their reasons, phases."""
+    path = tmp_path / "old.jsonl"
+    path.write_text(OLDEST.replace("\\\n", "").lstrip())
+    html = page([load(path)])
+    (about,) = _payload(html)["about"]
+    assert "0.500 ms, n = 1" in about["says"]
+    assert "status ok" in about["says"]
+    assert about["command"].endswith("--timer events --l2 cold")
+    assert "Roofline" in html
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-1.0"])
+def test_a_time_that_is_none_is_refused_in_one_line(tmp_path, number):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(OLDEST.replace("\\\n", "").lstrip().replace("[0.5]", f"[{number}]"))
+    with pytest.raises(StoreError, match=r"bad\.jsonl: line 2: "):
+        load(path)
 
 
 def test_the_inlined_plotly_is_the_one_that_python_writes_for():

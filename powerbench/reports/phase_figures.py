@@ -26,12 +26,12 @@ def time_by_phase(group: Group, look: Mapping[str, Style], phases: PhasesByCase)
     result = []
     for number, (curve, points) in enumerate(found, start=1):
         by_context = [(context_text(members[0].case.ctx), members) for members in points]
-        result.append(_bars(f"phases-{number}", curve, group, look, by_context, "context (tokens)", "fastest choice"))
+        result.append(_bars(f"phases-{number}", curve, group, look, by_context, "context", "fastest choice"))
         by_chunk = _by_chunk(curve, group, phases)
         if len(by_chunk) > 1:
             case = by_chunk[0][1][0].case
             where = f"{context_text(case.ctx)} tokens, d_tile = {case.d_tile}"
-            result.append(_bars(f"phases-{number}-chunk", curve, group, look, by_chunk, "chunk (tokens)", where))
+            result.append(_bars(f"phases-{number}-chunk", curve, group, look, by_chunk, "chunk", where))
     return [*result, *_by_degree(group, look, found)]
 
 
@@ -86,7 +86,7 @@ def _bars(
     series.append(Series("whole call", whole, style, "mark", own, key=False))
     return Chart(
         name,
-        f"Time by phase against {axis.partition(' ')[0]}: {curve.label}",
+        f"Time by phase against {axis}: {curve.label}",
         f"{where[0].upper()}{where[1:]}. {_CAPTION}",
         Axis("time (ms)", "linear"),
         Axis(axis, "category", tuple((i, text) for i, (text, _) in enumerate(stacks))),
