@@ -34,6 +34,7 @@ from powerbench.reports.states import state_bytes
 from powerbench.reports.static import write_static
 from powerbench.reports.style import roof_axes, styles, tint
 from powerbench.reports.text import significant
+from powerbench.reports.wsfr import section
 from powerbench.results.store import StoreError, load
 from powerbench.suites import chosen
 from tests import runs
@@ -253,8 +254,9 @@ def test_static_figures(name, tmp_path):
     assert all(path.stat().st_size > 1000 for path in files)
     assert sorted(path.name for path in files) == sorted(path.name for path in (tmp_path / "figures").iterdir())
     settings, whole = _charts(run)
-    assert len(files) == 3 * (sum(map(len, settings)) + (whole is not None))
-    assert {path.suffix for path in files} in ({".png", ".svg", ".pdf"}, set())
+    models = sum(len(part.charts) for part in section([run]))
+    assert len(files) == 3 * (sum(map(len, settings)) + (whole is not None) + models)
+    assert {path.suffix for path in files} == {".png", ".svg", ".pdf"}
 
 
 @pytest.mark.parametrize("run", [runs.phases_run(), runs.gpu_run(("fwd",), doublings=1)], ids=["phases", "tiles"])
@@ -430,9 +432,9 @@ def test_sizes_and_times():
     assert len(page([runs.large_run(2000)]).encode()) < 4e6
     large = runs.large_run(10_000)
     assert len(large.measurements) == 10_000
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone: the machine that tests has other work
     page([large])
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 OLDEST = """
@@ -452,7 +454,7 @@ def test_a_run_file_of_the_first_version(tmp_path):
     path = tmp_path / "old.jsonl"
     path.write_text(OLDEST.replace("\\\n", "").lstrip())
     html = page([load(path)])
-    (about,) = _payload(html)["about"]
+    (about,) = [one for one in _payload(html)["about"] if one["case"]]
     assert "0.500 ms, n = 1" in about["says"]
     assert "status ok" in about["says"]
     assert about["command"].endswith("--timer events --l2 cold")

@@ -31,6 +31,7 @@ class Point:
     high: float | None = None
     words: str = ""  # said beside `about`; in a bar or a cell, written into it
     value: float | None = None  # of a cell: its shade, 0 for the best
+    says: str = ""  # what it says of itself where it is no case of a run: HTML, escaped
 
 
 @dataclass(frozen=True)

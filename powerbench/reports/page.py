@@ -27,6 +27,7 @@ from powerbench.reports.style import styles
 from powerbench.reports.text import significant
 from powerbench.reports.versus import versus
 from powerbench.reports.view import view
+from powerbench.reports.wsfr_view import models
 from powerbench.results.model import Run
 
 # The page's own script, in this order within one function; each file says what it is for.
@@ -78,6 +79,7 @@ def page(runs: Sequence[Run]) -> str:
         title=f"Attention on {' and '.join(devices)}",
         views=views,
         versus=versus(views, look, payload, stills),
+        models=models(runs, payload, stills),
         selectors=SELECTORS,
         choices=choices(row for one in views for row in one.rows),
         payload=payload,  # its text is asked for last, when the tables have added to it

@@ -29,13 +29,13 @@ class Payload:
         self._facets: list[dict[str, str]] = []
         self._numbers: dict[Any, int] = {}
 
-    def add_figure(self, id: str, chart: Chart, headers: Header | Mapping[str, Header]) -> None:
-        """A figure by its place's id on the page; of several runs, `headers` by the `run` of the series."""
+    def add_figure(self, id: str, chart: Chart, headers: Mapping[str, Header]) -> None:
+        """A figure by its place's id on the page. `headers`: of the runs it is of, by the `run` of the series."""
 
         def about(point: Point, series: Series) -> int | None:
             if point.about is None:
-                return None
-            header = headers if isinstance(headers, Header) else headers[series.run]
+                return self._number({"says": point.says, "case": "", "command": ""}) if point.says else None
+            header = headers[series.run]
             # in a bar or a cell the words are written into it
             return self.about(point.about, header, point.words if series.draw not in ("bar", "cell") else "")
 
@@ -61,6 +61,13 @@ class Payload:
             said = hover(of) + (f"<br>{escape(words)}" if words else "")
             again = command(case, header, phases=is_phase)
             self._about.append({"says": said, "case": case.case_id, "command": again})
+        return self._numbers[key]
+
+    def _number(self, entry: dict[str, str]) -> int:
+        key = ("entry", entry["says"])
+        if key not in self._numbers:
+            self._numbers[key] = len(self._about)
+            self._about.append(entry)
         return self._numbers[key]
 
     def facets(self, own: Mapping[str, str]) -> int:

@@ -73,7 +73,8 @@ def _axis(axis: Axis, values: Sequence[float]) -> dict[str, Any]:
         return result | ({"range": list(axis.range)} if axis.range else {"rangemode": "tozero"})
     if axis.range:
         low, high = (math.log10(end) for end in axis.range)
-        return result | {"range": [low, high], "dtick": 1, "exponentformat": "none" if high < 4.5 else "SI"}
+        ticks = {} if axis.ticks else {"dtick": 1, "exponentformat": "none" if high < 4.5 else "SI"}
+        return result | {"range": [low, high], **ticks}
     known = [value for value in values if value > 0]
     if known and not axis.ticks:
         decades = math.log10(max(known) / min(known))

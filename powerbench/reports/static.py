@@ -17,6 +17,7 @@ from powerbench.reports.phases import phase_rows
 from powerbench.reports.roofline_figure import roofline
 from powerbench.reports.rows import rows
 from powerbench.reports.style import styles
+from powerbench.reports.wsfr import section
 from powerbench.results.model import Run
 
 # format -> metadata without the time, so that the same run gives the same files
@@ -26,27 +27,36 @@ FORMATS: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": 
 def write_static(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Write every figure of every run, each as PNG, SVG and PDF, into `folder`, which is made; returns the files.
 
-    Names begin with the setting, with several runs with the run's number. A run without a time to trust gives no
-    figures. Raises OSError when the folder cannot be written.
+    Names begin with the setting, with several runs with the run's number; those of the weight-state ratio with wsfr
+    and the model. A run without a time to trust gives no figures of its own. Raises OSError when the folder cannot be
+    written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for number, run in enumerate(runs, start=1):
-        prefix = f"run{number}-" if len(runs) > 1 else ""
-        for name, setting, chart in _charts(run):
-            title = f"{chart.title}: {setting}" if setting else chart.title
-            # 42: fonts as TrueType, which journals ask for; 3 is matplotlib's own default
-            with mpl.rc_context({"pdf.fonttype": 42, "svg.hashsalt": name}):
-                drawn = figure(chart, title)
-                for suffix, metadata in FORMATS.items():
-                    path = folder / f"{prefix}{name}.{suffix}"
-                    drawn.savefig(path, dpi=200, metadata=metadata or None)
-                    written.append(path)
+    for name, where, chart in _charts(runs):
+        # 42: fonts as TrueType, which journals ask for; 3 is matplotlib's own default
+        with mpl.rc_context({"pdf.fonttype": 42, "svg.hashsalt": name}):
+            drawn = figure(chart, f"{chart.title}: {where}" if where else chart.title)
+            for suffix, metadata in FORMATS.items():
+                path = folder / f"{name}.{suffix}"
+                drawn.savefig(path, dpi=200, metadata=metadata or None)
+                written.append(path)
     return written
 
 
-def _charts(run: Run) -> Iterator[tuple[str, str, Chart]]:
-    """A file name, the setting in words, and the figure."""
+def _charts(runs: Sequence[Run]) -> Iterator[tuple[str, str, Chart]]:
+    """A file name, what the figure is of in words, and the figure."""
+    for number, run in enumerate(runs, start=1):
+        prefix = f"run{number}-" if len(runs) > 1 else ""
+        for name, setting, chart in _of_run(run):
+            yield f"{prefix}{name}", setting, chart
+    for part in section(runs):
+        for chart in part.charts:
+            of_model = part.model.name if part.model.name not in chart.title else ""
+            yield f"wsfr-{_slug(part.model.name)}-{chart.name.removeprefix('wsfr-')}", of_model, chart
+
+
+def _of_run(run: Run) -> Iterator[tuple[str, str, Chart]]:
     found = groups(rows(run))
     look, phases = styles(found), phase_rows(run)
     for group, setting in zip(found, setting_names(found), strict=True):

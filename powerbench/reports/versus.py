@@ -56,7 +56,7 @@ def versus(views: Sequence[View], look: dict[str, Style], payload: Payload, stil
         if chart:
             id = f"{new.id}-{chart.name}"
             plot = Plot(id, chart, stills.take(id, chart))
-            payload.add_figure(id, chart, new.run.header)
+            payload.add_figure(id, chart, {"": new.run.header})
         differences.append(Difference(found, plot, baseline, new))
     return Versus(differences, _overlays(views, look, payload, stills))
 

@@ -88,7 +88,7 @@ def view(
 
     def place(chart: Chart, section: str) -> Plot:
         plot = Plot(f"{section}-{chart.name}", chart, stills.take(f"{section}-{chart.name}", chart))
-        payload.add_figure(plot.id, chart, header)
+        payload.add_figure(plot.id, chart, {"": header})
         return plot
 
     whole = roofline(found, run.ceilings, look, phases)
@@ -119,7 +119,7 @@ def view(
         look=[(label, look[label]) for label in dict.fromkeys(c.label for group in found for c in group.curves)],
         rows=all_rows,
         facts=_facts(run, all_rows),
-        warnings=[*run.warnings, *_invalid_warning(all_rows)],
+        warnings=[*run.warnings, *run.spoilers, *_invalid_warning(all_rows), *_throttled_warning(all_rows)],
         answers=answers(run),
         roofline=roof_plot,
         sections=sections,
@@ -158,3 +158,11 @@ def _invalid_warning(all_rows: Sequence[Row]) -> list[str]:
         return []
     verb = "case is" if count == 1 else "cases are"
     return [f"{count} {verb} above the roof, faster than the measured ceilings: crosses in the roofline, not compared."]
+
+
+def _throttled_warning(all_rows: Sequence[Row]) -> list[str]:
+    count = sum(row.throttled for row in all_rows)
+    if not count:
+        return []
+    verb = "case was" if count == 1 else "cases were"
+    return [f"{count} {verb} measured while the GPU throttled: slower than it is in good health; the tables say which."]

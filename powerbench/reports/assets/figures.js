@@ -30,7 +30,8 @@ const escape = (text) => text.replace(/[&<>"]/g, (char) => `&#${char.charCodeAt(
 const folded = (command) => escape(command).replace(/(.{50,75}?) /g, "$1<br>&nbsp; ");
 const boxText = (number) => {
   const found = about[number];
-  return found ? `${found.says}<br><br>${folded(found.command)}<br><i>click: keep this, to copy the command</i>` : "";
+  if (!found?.command) return found?.says ?? "";
+  return `${found.says}<br><br>${folded(found.command)}<br><i>click: keep this, to copy the command</i>`;
 };
 
 const complete = (trace) => {

@@ -13,9 +13,9 @@ const select = (number) => {
   if (!found) return;
   all(".says", panel)[0].innerHTML = found.says; // escaped where it was made
   document.getElementById("point-command").textContent = found.command;
-  all("[data-copy] button", panel).forEach((button) => (button.textContent = "Copy the command"));
+  for (const part of all("pre, [data-copy]", panel)) part.hidden = !found.command;
   panel.hidden = false;
-  isolate(alone === found.case ? null : found.case);
+  isolate(found.case && alone !== found.case ? found.case : null);
 };
 
 const unselect = () => {

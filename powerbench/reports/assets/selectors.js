@@ -41,7 +41,8 @@ all(".legend button").forEach((button) => {
     apply();
   });
   button.addEventListener("dblclick", () => {
-    const others = all(".legend button").map((other) => other.dataset.curve).filter((other) => other !== label);
+    const beside = all(".legend").map((legend) => all("button", legend).map((other) => other.dataset.curve));
+    const others = beside.filter((labels) => labels.includes(label)).flat().filter((other) => other !== label);
     const isAlone = !hidden.has(label) && others.every((other) => hidden.has(other));
     hidden.clear();
     if (!isAlone) others.forEach((other) => hidden.add(other));
