@@ -118,38 +118,27 @@ def _comparison(subject: str, power: dict[int, Row], group: Group, families: tup
     other = f"{what} ({_kernels({ctx: best[ctx] for ctx in between.contexts} or best)})"
     if between.speedup is None:
         return f"{subject} was never measured at the same context as {other}."
-    last = between.contexts[-1]
-    return _verdict(subject, other, between, _at_end(power[last], best[last], between.speedup))
+    return _verdict(subject, other, between)
 
 
-def _verdict(subject: str, other: str, between: Crossover, end: str) -> str:
-    """The crossover as a sentence; `end` is the speedup in words at the largest shared context."""
-    level = end.startswith("as fast")
+def _verdict(subject: str, other: str, between: Crossover) -> str:
+    """The crossover as a sentence, with the speedup at the largest shared context."""
+    assert between.speedup is not None
     at = f"at {context_text(between.contexts[-1])}"
+    end = "as fast within the noise" if between.leads[-1] == 0 else ratio_text(between.speedup)
     match between.verdict:
         case "unknown":
-            what = f"{subject} is {end} {'as' if level else 'than'} {other} {at}; a crossover needs more contexts."
-        case "crosses" if level and between.faster_from is not None:
-            what = f"{subject} draws level with {other} {at}, the largest context that both measured."
-        case "crosses":
-            where = f"{between.text} tokens" if between.faster_from is None else f"{between.text[:-3]} tokens on"
-            what = f"{subject} beats {other} {where}; {at} it is {end}."
-        case "always":
-            what = f"{subject} beats {other} {between.text}; {at} it is {end}."
+            than = "as" if end.startswith("as fast") else "than"
+            what = f"{subject} is {end} {than} {other} {at}; a crossover needs more contexts."
+        case "level":
+            what = f"{subject} is as fast as {other} within the noise at every measured context ({between.range_text})."
+        case "crosses" | "always":
+            what = f"{subject} beats {other} {between.sentence}; {at} it is {end}."
         case "several":
-            places = ", ".join(context_text(x) for x in between.at)
-            what = f"{subject} changes places with {other} at {places} tokens; {at} it is {end}."
+            what = f"{subject} changes places with {other} {between.sentence}; {at} it is {end}."
         case "never":
-            what = f"{subject} does not beat {other} within {between.range_text}; {at} it is {end}."
+            what = f"{subject} does not beat {other} {between.sentence}; {at} it is {end}."
     return what
-
-
-def _at_end(power: Row, other: Row, speedup: float) -> str:
-    """The speedup in words, unless the two intervals overlap."""
-    ours, theirs = power.interval_ms, other.interval_ms
-    if ours and theirs and ours[0] <= theirs[1] and theirs[0] <= ours[1]:
-        return "as fast within the noise"
-    return ratio_text(speedup)
 
 
 def _host_bound_sentence(power: dict[int, Row], group: Group) -> list[str]:

@@ -150,8 +150,9 @@ def best_of(members: Iterable[Curve], families: Collection[str], p: int | None =
 
 
 def compare(a: dict[int, Row], b: dict[int, Row]) -> Crossover:
-    """Where the rows `a` become faster than the rows `b`."""
-    return crossover({ctx: _time(row) for ctx, row in a.items()}, {ctx: _time(row) for ctx, row in b.items()})
+    """Where the rows `a` become faster than the rows `b`; both by context, each with a time."""
+    ours, theirs = ({ctx: row.measurement.samples_ms for ctx, row in side.items()} for side in (a, b))
+    return crossover(ours, theirs)
 
 
 def pairs(members: Sequence[Curve]) -> Iterator[tuple[Curve, Curve, Crossover]]:

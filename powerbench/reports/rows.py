@@ -21,7 +21,8 @@ HOST_BOUND_TEXT = "host bound: a user waits over 10 % longer than the device wor
 class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     """One case. None: not applicable or not measured. Times in ms, rates per second, fractions of 1, sizes in tokens.
 
-    The field names (with `pass`) are the tidy frame's columns and a contract; new ones go to the end.
+    The field names (with `pass`) are the tidy frame's columns and a contract, all but the last, which is none; new ones
+    go to the end, before it.
     """
 
     case_id: str
@@ -64,6 +65,7 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     timer_reason: str | None  # why it was not timed by a graph, where one was tried
     wall_ms: float | None  # median wall time of a call, where `median_ms` is device time
     host_bound: bool  # the wall time exceeds the device time by more than 10 % of itself
+    measurement: Measurement  # what the row was made of: its samples and its ledger; not a column
 
     @property
     def params_text(self) -> str:
@@ -84,7 +86,7 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
         return relative_spread(self.median_ms, self.interval_ms)
 
 
-COLUMNS: tuple[str, ...] = tuple(field.encode_name for field in msgspec.structs.fields(Row))
+COLUMNS: tuple[str, ...] = tuple(field.encode_name for field in msgspec.structs.fields(Row)[:-1])
 
 
 def rows(run: Run) -> list[Row]:
@@ -95,7 +97,7 @@ def rows(run: Run) -> list[Row]:
 
 def values(row: Row) -> list[object]:
     """The row's values in the order of COLUMNS."""
-    return list(msgspec.structs.astuple(row))
+    return list(msgspec.structs.astuple(row)[:-1])
 
 
 def trusted(all_rows: Iterable[Row]) -> list[Row]:
@@ -174,6 +176,7 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
         timer_reason=measurement.timer_reason,
         wall_ms=wall_ms,
         host_bound=host_bound,
+        measurement=measurement,
     )
 
 

@@ -24,7 +24,7 @@ from powerbench.reports.phase_table import (
     phase_reasons,
 )
 from powerbench.reports.phases import PHASE_COLUMNS, PhasesByCase, curves_with_phases, phase_rows, phase_values
-from powerbench.reports.rows import Row, rows
+from powerbench.reports.rows import COLUMNS, Row, rows, values
 from powerbench.reports.text import Column, or_empty, printable, si, significant, telling
 from powerbench.results.model import Run
 
@@ -53,7 +53,7 @@ def render(run: Run, format: str, *, width: int = 100) -> str:
         case "markdown":
             return _render_markdown(run)
         case "json":
-            return msgspec.json.format(msgspec.json.encode(rows(run)), indent=2).decode() + "\n"
+            return _json(dict(zip(COLUMNS, values(row), strict=True)) for row in rows(run))
         case "csv":
             from powerbench.reports.frames import tidy  # noqa: PLC0415  pandas is slow to import: only csv pays
 
@@ -69,9 +69,12 @@ def render_phases(run: Run, format: str) -> str:
         return tidy_phases(run).to_csv(index=False)
     if format == "json":
         found = [phase for phases in phase_rows(run).values() for phase in phases]
-        records = [dict(zip(PHASE_COLUMNS, phase_values(phase), strict=True)) for phase in found]
-        return msgspec.json.format(msgspec.json.encode(records), indent=2).decode() + "\n"
+        return _json(dict(zip(PHASE_COLUMNS, phase_values(phase), strict=True)) for phase in found)
     raise ValueError(f"format of the phases has to be csv or json, not {format!r}")
+
+
+def _json(records: Iterable[dict[str, object]]) -> str:
+    return msgspec.json.format(msgspec.json.encode(list(records)), indent=2).decode() + "\n"
 
 
 def print_run(run: Run, console: Console) -> None:
