@@ -132,16 +132,22 @@ def verify(device: str, seed: int, timeout: float | None, **selected: Any) -> No
 @click.argument("run", metavar="RUN.jsonl")
 @click.option("--format", "format_", type=click.Choice(["table", "csv", "json", "markdown"]), default="table")
 @click.option("--phases", is_flag=True, help="csv and json: one row a phase instead, as `sweep --phases` timed them.")
-def show(run: str, format_: str, phases: bool) -> None:
+@click.option("--crossovers", is_flag=True, help="Instead: where one contestant passes another, with intervals.")
+def show(run: str, format_: str, phases: bool, crossovers: bool) -> None:
     """Print a run file: one row a case."""
     from powerbench.reports.show import print_run, render, render_phases  # noqa: PLC0415
+    from powerbench.reports.show_crossovers import render_crossovers  # noqa: PLC0415
     from powerbench.results.store import load  # noqa: PLC0415
 
     if phases and format_ not in ("csv", "json"):
         raise UserError(f"--phases goes with --format csv or json; {format_} shows phases where the run has some")
+    if phases and crossovers:
+        raise UserError("--phases and --crossovers exclude each other: one row is a phase, or a crossover")
     loaded = load(run)
     _warn(loaded.warnings)
-    if phases:
+    if crossovers:
+        click.echo(render_crossovers(loaded, format_, width=_console().width), nl=False)
+    elif phases:
         click.echo(render_phases(loaded, format_), nl=False)
     elif format_ == "table":
         print_run(loaded, _console())

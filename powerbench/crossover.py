@@ -24,9 +24,13 @@ Verdict = Literal["crosses", "always", "never", "several", "level", "unknown"]
 
 
 class Crossing(msgspec.Struct, frozen=True):
-    """One place where the lead changes, in tokens, with its 95 % interval; None below five samples at a bound."""
+    """One place where the lead changes, in tokens, with its 95 % interval; None below five samples at a bound.
+
+    `leader`, from there on: 1 A, -1 B.
+    """
 
     at: float
+    leader: int
     low: float | None = None
     high: float | None = None
 
@@ -37,14 +41,15 @@ class Crossing(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """`5.2k (4.9k..5.6k)`, with as many digits as tell the ends apart; without an interval `5.2k`."""
+        """`5.2k (4.9k..5.6k)`, with as many digits as tell the three apart; without an interval `5.2k`."""
         if self.low is None or self.high is None:
             return context_text(self.at)
+        places = (self.at, self.low, self.high)
         for digits in (1, 2, 3):
-            low, high = context_text(self.low, digits), context_text(self.high, digits)
-            if low != high:
+            texts = [context_text(place, digits) for place in places]
+            if len(set(texts)) == len(set(places)):
                 break
-        return f"{context_text(self.at, digits)} ({low}..{high})"
+        return "{} ({}..{})".format(*texts)
 
 
 class Crossover(msgspec.Struct, frozen=True):
@@ -159,7 +164,7 @@ def crossover(a: Mapping[int, Sequence[float]], b: Mapping[int, Sequence[float]]
         return Crossover("level", contexts, speedups, leads)
     x, y = np.log(np.array(contexts, dtype=float)), np.log(np.array(speedups))
     crossings = tuple(
-        _crossing(x, y, resampled, first, last, known=all(known[first : last + 1]))
+        _crossing(x, y, resampled, (first, last), leads[last], known=all(known[first : last + 1]))
         for first, last in pairwise(decided)
         if leads[first] != leads[last]
     )
@@ -193,9 +198,9 @@ def _leads(resampled: Array) -> list[int]:
     return [int(lead) for lead in (low > 0).astype(int) - (high < 0).astype(int)]
 
 
-def _crossing(x: Array, y: Array, resampled: Array, first: int, last: int, *, known: bool) -> Crossing:
-    at, low, high = (math.exp(place) for place in change_of_sign(x, y, resampled, first, last))
-    return Crossing(at, low, high) if known else Crossing(at)
+def _crossing(x: Array, y: Array, resampled: Array, between: tuple[int, int], leader: int, *, known: bool) -> Crossing:
+    at, low, high = (round(math.exp(place), 3) for place in change_of_sign(x, y, resampled, *between))
+    return Crossing(at, leader, low, high) if known else Crossing(at, leader)
 
 
 def context_text(context: float, digits: int = 1) -> str:

@@ -30,7 +30,7 @@ def change_of_sign(x: Array, y: Array, resampled: Array, first: int, last: int) 
     bounds = [_bounds(x, y, i) for i in segments]
     below = np.hypot(max(0.0, place - low), max(0.0, place - min(low for low, _ in bounds)))
     above = np.hypot(max(0.0, high - place), max(0.0, max(high for _, high in bounds) - place))
-    return place, float(place - below), float(place + above)
+    return place, float(max(x[first], place - below)), float(min(x[last], place + above))
 
 
 def _noise(x: Array, resampled: Array, first: int, last: int) -> tuple[float, float]:

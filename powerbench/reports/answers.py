@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import msgspec
 
 from powerbench.crossover import Crossover, context_text, percent_text, ratio_text
-from powerbench.reports.curves import LINEAR, POWER, SOFTMAX, Curve, Group, best_of, compare, groups, pairs
+from powerbench.reports.curves import LINEAR, POWER, SOFTMAX, Curve, Group, best_of, compare, groups, setting_names
+from powerbench.reports.predictions import LABEL, prediction, prediction_text
 from powerbench.reports.rows import Row, rows
 from powerbench.results.model import Run
 
@@ -22,6 +23,7 @@ class Answer(msgspec.Struct, frozen=True):
     setting: str  # for example `Forward, fp32, d = 64`
     p: int | None
     sentences: tuple[str, ...]
+    predictions: tuple[str, ...] = ()  # of the cost model, beyond what was measured; not part of `text`
 
     @property
     def text(self) -> str:
@@ -29,39 +31,11 @@ class Answer(msgspec.Struct, frozen=True):
         return f"{self.setting}: {' '.join(self.sentences)}"
 
 
-class Pair(msgspec.Struct, frozen=True):
-    """Two contestants in one setting, the one that is faster at their largest shared context first."""
-
-    setting: str
-    faster: str
-    slower: str
-    crossover: Crossover
-
-
 def answers(run: Run) -> list[Answer]:
     """One answer for each setting (pass, dtype, head dimension ...) and degree; empty for a run without rows."""
     found = groups(rows(run))
     names = setting_names(found)
     return [answer for group, name in zip(found, names, strict=True) for answer in _group_answers(group, name)]
-
-
-def crossover_table(run: Run) -> list[Pair]:
-    """Every two curves of every setting, once."""
-    found = groups(rows(run))
-    return [
-        Pair(name, first.label, second.label, between)
-        for group, name in zip(found, setting_names(found), strict=True)
-        for first, second, between in pairs(group.curves)
-    ]
-
-
-def setting_names(found: Sequence[Group]) -> list[str]:
-    """A name for each group, no longer than it takes to tell them apart."""
-    texts = [group.setting.text for group in found]
-    return [
-        f"{text} ({group.setting.details})" if texts.count(text) > 1 else text
-        for group, text in zip(found, texts, strict=True)
-    ]
 
 
 def gaps(group: Group) -> str | None:
@@ -102,7 +76,9 @@ def _group_answers(group: Group, name: str) -> list[Answer]:
             *_partial(group, SOFTMAX, "softmax attention"),
             *_partial(group, LINEAR, "linear attention"),
         ]
-        result.append(Answer(name, p, tuple(_capital(sentence) for sentence in sentences)))
+        predicted = [_predicted(power, group, families) for families in (SOFTMAX, LINEAR)]
+        said = tuple(_capital(sentence) for sentence in sentences)
+        result.append(Answer(name, p, said, tuple(sentence for sentence in predicted if sentence)))
     return result
 
 
@@ -139,6 +115,18 @@ def _verdict(subject: str, other: str, between: Crossover) -> str:
         case "never":
             what = f"{subject} does not beat {other} {between.sentence}; {at} it is {end}."
     return what
+
+
+def _predicted(power: dict[int, Row], group: Group, families: tuple[str, ...]) -> str | None:
+    """Where the contestants that are best at the largest shared context are predicted to change places beyond it."""
+    best = best_of(group.curves, families)
+    last = max(power.keys() & best.keys(), default=None)
+    if last is None:
+        return None
+    named = {_label(row): row.median_ms or 0.0 for row in (power[last], best[last])}
+    ahead, behind = sorted((c for c in group.curves if c.label in named), key=lambda curve: named[curve.label])
+    found = prediction(ahead, behind)
+    return f"{LABEL}: {behind.label} passes {ahead.label} {prediction_text(found)}." if found else None
 
 
 def _host_bound_sentence(power: dict[int, Row], group: Group) -> list[str]:

@@ -117,6 +117,15 @@ def groups(all_rows: Sequence[Row]) -> list[Group]:
     return sorted(result, key=lambda group: _order(group.setting))
 
 
+def setting_names(found: Sequence[Group]) -> list[str]:
+    """A name for each group, no longer than it takes to tell them apart."""
+    texts = [group.setting.text for group in found]
+    return [
+        f"{text} ({group.setting.details})" if texts.count(text) > 1 else text
+        for group, text in zip(found, texts, strict=True)
+    ]
+
+
 def curves(members: Iterable[Row]) -> list[Curve]:
     """The curves through one setting's trusted rows: power first, then linear, softmax and the others."""
     best: dict[tuple[str, int | None], dict[int, Row]] = defaultdict(dict)

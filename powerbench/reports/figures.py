@@ -13,8 +13,8 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from powerbench.crossover import context_text
-from powerbench.reports.curves import SOFTMAX, Curve, Group, best_of, by_time
+from powerbench.crossover import Crossing, context_text
+from powerbench.reports.curves import SOFTMAX, Curve, Group, best_of, by_time, compare
 from powerbench.reports.parts import Figure, context_figure, curve_trace, empty_figure, hover
 from powerbench.reports.phase_figures import phase_bars, phase_trace
 from powerbench.reports.phases import PhasesByCase, curves_with_phases, placed_phases
@@ -125,6 +125,14 @@ def speedup(group: Group, look: Mapping[str, Style]) -> Drawn:
     ratios = [ratio(row) for row in _best_rows(group) if row.ctx in best]
     figure = context_figure(group, "times as fast as softmax", ratios)
     figure.add_hline(y=1, line={"color": "#888", "width": 1})
+    crossings = [
+        (curve, crossing)
+        for curve in group.curves
+        if curve.family not in SOFTMAX
+        for crossing in compare(curve.points, best).crossings
+    ]
+    for curve, crossing in crossings:
+        figure.add_trace(_crossing_trace(curve, look[curve.label], crossing))
     for curve in group.curves:
         rows = [row for ctx, row in curve.points.items() if ctx in best]
         words = [f"{ratio(row):.3g} times the speed of {escape(best[row.ctx].kernel)}" for row in rows]
@@ -132,8 +140,34 @@ def speedup(group: Group, look: Mapping[str, Style]) -> Drawn:
     return Drawn(
         "speedup",
         "Speed-up over the best softmax kernel",
-        "Above the line: faster than the fastest softmax attention at that context.",
+        "Above the line: faster than the fastest softmax attention at that context."
+        + (" On the line: where a curve crosses it, with the 95 % interval." if crossings else ""),
         figure,
+    )
+
+
+def _crossing_trace(curve: Curve, style: Style, crossing: Crossing) -> Figure:
+    """A hollow point on the line of equal speed, with the crossing's interval as a bar along it."""
+    bar = {
+        "type": "data",
+        "symmetric": False,
+        "array": [(crossing.high or crossing.at) - crossing.at],
+        "arrayminus": [crossing.at - (crossing.low or crossing.at)],
+        "thickness": 4,
+        "width": 5,
+        "color": style.color,
+    }
+    words = "faster" if crossing.leader == 1 else "slower"
+    return go.Scatter(
+        x=[crossing.at],
+        y=[1],
+        error_x=bar,
+        mode="markers",
+        marker={"symbol": f"{style.marker[0]}-open", "size": 10, "color": style.color, "line": {"width": 2}},
+        name=escape(curve.label),
+        meta=curve.label,
+        text=[f"<b>{escape(curve.label)}</b><br>{words} than the best softmax from {crossing.text} tokens on"],
+        hovertemplate="%{text}<extra></extra>",
     )
 
 

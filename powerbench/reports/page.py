@@ -22,9 +22,10 @@ import msgspec
 from markupsafe import Markup
 
 from powerbench.crossover import context_text, percent_text
-from powerbench.reports.answers import Answer, Pair, answers, crossover_table, gaps, setting_names
+from powerbench.reports.answers import Answer, answers, gaps
 from powerbench.reports.cases import CaseTable, case_table, phase_table
-from powerbench.reports.curves import Group, groups
+from powerbench.reports.crossovers import Pair, crossover_table
+from powerbench.reports.curves import Group, groups, setting_names
 from powerbench.reports.figures import Drawn, draw
 from powerbench.reports.frames import tidy, tidy_phases
 from powerbench.reports.machine import ceiling_facts, gpu_facts
@@ -70,6 +71,7 @@ class View:
     answers: list[Answer]
     sections: list[Section]
     pairs: list[Pair]
+    models: list[ModelRow]
     cases: CaseTable
     csv: str
     phases: CaseTable | None  # None where no phase was timed
@@ -152,6 +154,7 @@ def _view(id: str, run: Run) -> View:
         answers=answers(run),
         sections=sections,
         pairs=crossover_table(run),
+        models=model_table(found, names),
         cases=case_table(found),
         csv=tidy(run).to_csv(index=False, float_format="%.6g"),
         phases=phase_table(found, phases) if phases else None,

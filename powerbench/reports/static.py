@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from powerbench.crossover import context_text
-from powerbench.reports.answers import setting_names
-from powerbench.reports.curves import SOFTMAX, Curve, Group, best_of, by_time, groups
+from powerbench.reports.curves import SOFTMAX, Curve, Group, best_of, by_time, compare, groups, setting_names
 from powerbench.reports.phases import (
     PhaseRow,
     PhasesByCase,
@@ -78,7 +77,9 @@ def _figures(
             ("throughput", _over_context(group, name, "tokens/s", lambda row: row.tokens_per_s, look)),
         ]
     if len(best) > 1:
-        drawn.append(("speedup", _over_context(group, name, "times as fast as the best softmax", ratio, look)))
+        figure = _over_context(group, name, "times as fast as the best softmax", ratio, look)
+        _add_crossings(figure.axes[0], group, best, look)
+        drawn.append(("speedup", figure))
     if any(row.roof_fraction is not None for row in group.rows):
         drawn.append(("roofline", _roofline(group, name, ceilings, look, phases)))
     for curve, members in curves_with_phases(group, phases):
@@ -134,6 +135,16 @@ def _add_intervals(axes: Axes, curve: Curve, style: Style) -> None:
     for row in curve.points.values():
         if row.interval_ms:
             axes.vlines(row.ctx, *row.interval_ms, color=style.color, linewidth=1)
+
+
+def _add_crossings(axes: Axes, group: Group, best: dict[int, Row], look: Mapping[str, Style]) -> None:
+    """On the line of equal speed: where a curve crosses it, with the interval."""
+    axes.axhline(1, color="0.5", linewidth=0.8)
+    for curve in group.curves:
+        style = look[curve.label]
+        for crossing in compare(curve.points, best).crossings if curve.family not in SOFTMAX else ():
+            axes.plot(crossing.at, 1, style.marker[1], color=style.color, markerfacecolor="none", markersize=8)
+            axes.hlines(1, crossing.low or crossing.at, crossing.high or crossing.at, color=style.color, linewidth=3)
 
 
 def _roofline(group: Group, name: str, ceilings: Ceilings, look: Mapping[str, Style], phases: PhasesByCase) -> Figure:
