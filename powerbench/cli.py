@@ -75,12 +75,15 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Print the plan and measure nothing but the ceilings.")
 @click.option("--phases", is_flag=True, help="Also time each phase (launch) alone, of kernels that can be taken apart.")
 @click.option(
+    "--refine", is_flag=True, help="Then measure more contexts around each crossing until it is known to 10 %."
+)
+@click.option(
     "--timer", type=click.Choice(["graph", "events", "wall"]), help="How [graph where it can, on a CPU wall]."
 )
 @click.option("--l2", type=click.Choice(["cold", "hot"]), help="State of a GPU's L2 before each sample [cold].")
 @TIMEOUT
 def sweep(
-    output: str | None, resume: bool, dry_run: bool, phases: bool, timer: Mode | None, l2: L2 | None,
+    output: str | None, resume: bool, dry_run: bool, phases: bool, refine: bool, timer: Mode | None, l2: L2 | None,
     timeout: float | None, device: str, seed: int, **selected: Any,
 ) -> None:  # fmt: skip
     """Gate every case for correctness, time it, and say which kernel wins from which context on.
@@ -94,7 +97,7 @@ def sweep(
 
     from powerbench.session import Session  # noqa: PLC0415
 
-    how: dict[str, Any] = {"phases": phases, "timer": timer, "l2": l2, "timeout_s": timeout}
+    how: dict[str, Any] = {"phases": phases, "timer": timer, "l2": l2, "timeout_s": timeout, "refine": refine}
     session = Session.prepare(suite, device, seed, _console(stderr=True), **how)
     if dry_run:
         session.dry_run(_console())

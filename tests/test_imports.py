@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "powerbench"
 TORCH_FREE = [
     "powerbench", "powerbench.cli", "powerbench.problem", "powerbench.cost", "powerbench.roofline",
-    "powerbench.datasheet", "powerbench.nvml", "powerbench.crossover", "powerbench.stopping", "powerbench.suites",
+    "powerbench.datasheet", "powerbench.nvml", "powerbench.crossover", "powerbench.costmodel", "powerbench.refine",
+    "powerbench.stopping", "powerbench.suites",
     "powerbench.results.model", "powerbench.results.store",
     "powerbench.reports.frames", "powerbench.reports.show", "powerbench.reports.page", "powerbench.reports.static",
     "powerbench.kernels.power.feature_map", "powerbench.kernels.power.cost", "powerbench.kernels.power.choose",
@@ -27,12 +28,16 @@ ALLOWED = {
     "cost": set(),
     "errors": set(),
     "roofline": {"cost"},
-    "crossover": BASE,
+    "bootstrap": {"results"},
+    "interpolation": set(),
+    "crossover": BASE | {"bootstrap", "interpolation", "results"},
+    "costmodel": {"cost"},
+    "refine": BASE | {"reports", "suites", "crossover"},
     "suites": BASE | {"kernels.kernel"},
     "nvml": set(),
     "datasheet": {"roofline"},
     "results": BASE | {"roofline", "device", "nvml"},
-    "reports": BASE | {"results", "roofline", "crossover", "nvml", "datasheet"},
+    "reports": BASE | {"results", "roofline", "crossover", "costmodel", "nvml", "datasheet"},
     "stopping": BASE | {"results"},
     "timing": BASE,
     "kernels": BASE,
@@ -44,7 +49,7 @@ ALLOWED = {
     "plan": BASE | {"suites", "device", "kernels", "roofline", "stopping", "gate", "bench"},
     "worker": BASE | {"timing", "device", "results", "bench"},
     "runner": BASE | {"device", "results", "stopping", "bench", "plan", "worker"},
-    "terminal": BASE | {"results", "plan"},
+    "terminal": BASE | {"results", "plan", "refine"},
 }
 
 

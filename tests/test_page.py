@@ -272,7 +272,8 @@ def test_the_inlined_plotly_is_the_one_that_python_writes_for():
     ("modules", "absent"),
     [
         ("powerbench.reports.page, powerbench.reports.show, powerbench.reports.static", "torch triton"),
-        ("powerbench.results.store, powerbench.crossover", "torch triton pandas plotly matplotlib numpy"),
+        ("powerbench.results.store", "torch triton pandas plotly matplotlib numpy"),
+        ("powerbench.crossover, powerbench.costmodel", "torch triton pandas plotly matplotlib"),
         ("powerbench.reports.show", "torch triton pandas plotly matplotlib"),
     ],
 )

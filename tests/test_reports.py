@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from powerbench.problem import Params
-from powerbench.reports.answers import answers, crossover_table, gaps
+from powerbench.reports.answers import answers, gaps
+from powerbench.reports.crossovers import crossover_table
 from powerbench.reports.curves import groups
 from powerbench.reports.frames import tidy
 from powerbench.reports.page import page

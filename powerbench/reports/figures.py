@@ -13,9 +13,9 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from powerbench.crossover import Crossing, context_text
+from powerbench.crossover import context_text
 from powerbench.reports.curves import SOFTMAX, Curve, Group, best_of, by_time, compare
-from powerbench.reports.parts import Figure, context_figure, curve_trace, empty_figure, hover
+from powerbench.reports.parts import Figure, context_figure, crossing_trace, curve_trace, empty_figure, hover
 from powerbench.reports.phase_figures import phase_bars, phase_trace
 from powerbench.reports.phases import PhasesByCase, curves_with_phases, placed_phases
 from powerbench.reports.rows import Row
@@ -132,7 +132,7 @@ def speedup(group: Group, look: Mapping[str, Style]) -> Drawn:
         for crossing in compare(curve.points, best).crossings
     ]
     for curve, crossing in crossings:
-        figure.add_trace(_crossing_trace(curve, look[curve.label], crossing))
+        figure.add_trace(crossing_trace(curve, look[curve.label], crossing))
     for curve in group.curves:
         rows = [row for ctx, row in curve.points.items() if ctx in best]
         words = [f"{ratio(row):.3g} times the speed of {escape(best[row.ctx].kernel)}" for row in rows]
@@ -143,31 +143,6 @@ def speedup(group: Group, look: Mapping[str, Style]) -> Drawn:
         "Above the line: faster than the fastest softmax attention at that context."
         + (" On the line: where a curve crosses it, with the 95 % interval." if crossings else ""),
         figure,
-    )
-
-
-def _crossing_trace(curve: Curve, style: Style, crossing: Crossing) -> Figure:
-    """A hollow point on the line of equal speed, with the crossing's interval as a bar along it."""
-    bar = {
-        "type": "data",
-        "symmetric": False,
-        "array": [(crossing.high or crossing.at) - crossing.at],
-        "arrayminus": [crossing.at - (crossing.low or crossing.at)],
-        "thickness": 4,
-        "width": 5,
-        "color": style.color,
-    }
-    words = "faster" if crossing.leader == 1 else "slower"
-    return go.Scatter(
-        x=[crossing.at],
-        y=[1],
-        error_x=bar,
-        mode="markers",
-        marker={"symbol": f"{style.marker[0]}-open", "size": 10, "color": style.color, "line": {"width": 2}},
-        name=escape(curve.label),
-        meta=curve.label,
-        text=[f"<b>{escape(curve.label)}</b><br>{words} than the best softmax from {crossing.text} tokens on"],
-        hovertemplate="%{text}<extra></extra>",
     )
 
 

@@ -24,7 +24,7 @@ from markupsafe import Markup
 from powerbench.crossover import context_text, percent_text
 from powerbench.reports.answers import Answer, answers, gaps
 from powerbench.reports.cases import CaseTable, case_table, phase_table
-from powerbench.reports.crossovers import Pair, crossover_table
+from powerbench.reports.crossovers import ModelRow, Pair, crossover_table, model_table
 from powerbench.reports.curves import Group, groups, setting_names
 from powerbench.reports.figures import Drawn, draw
 from powerbench.reports.frames import tidy, tidy_phases

@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from powerbench.crossover import context_text, percent_text
+from powerbench.crossover import Crossing, context_text, percent_text
 from powerbench.reports.curves import Curve, Group
 from powerbench.reports.rows import Row
 from powerbench.reports.style import Style, context_ticks
@@ -77,6 +77,31 @@ def curve_trace(
         line={"color": style.color, "dash": style.dash[0], "width": 2},
         marker={"symbol": style.marker[0], "size": 7, "color": style.color},
         text=texts,
+        hovertemplate="%{text}<extra></extra>",
+    )
+
+
+def crossing_trace(curve: Curve, style: Style, crossing: Crossing) -> Figure:
+    """A hollow point on the line of equal speed, with the crossing's interval as a bar along it."""
+    bar = {
+        "type": "data",
+        "symmetric": False,
+        "array": [(crossing.high or crossing.at) - crossing.at],
+        "arrayminus": [crossing.at - (crossing.low or crossing.at)],
+        "thickness": 4,
+        "width": 5,
+        "color": style.color,
+    }
+    words = "faster" if crossing.leader == 1 else "slower"
+    return go.Scatter(
+        x=[crossing.at],
+        y=[1],
+        error_x=bar,
+        mode="markers",
+        marker={"symbol": f"{style.marker[0]}-open", "size": 10, "color": style.color, "line": {"width": 2}},
+        name=escape(curve.label),
+        meta=curve.label,
+        text=[f"<b>{escape(curve.label)}</b><br>{words} than the best softmax from {crossing.text} tokens on"],
         hovertemplate="%{text}<extra></extra>",
     )
 
