@@ -99,43 +99,50 @@ class Crossover(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """From which context on A is faster, in words; A is the subject."""
+        where = self._where.replace(" tokens", "") + self._touching(self.contexts)
         match self.verdict:
             case "always" | "crosses":
-                return self.sentence.replace(" tokens", "")
+                return where
             case "never":
-                return self.sentence.replace("within", "not within", 1)
+                return f"not {where}"
             case "level":
                 return f"as fast within the noise at every measured context ({self.range_text})"
             case "several":
                 end = "faster" if self.leader_at_end == 1 else "slower"
                 last = max(ctx for ctx, lead in zip(self.contexts, self.leads, strict=True) if lead)
-                return f"the lead changes {self.sentence.replace(' tokens', '')}; {end} at {context_text(last)}"
+                return f"the lead changes {where}; {end} at {context_text(last)}"
             case _:
                 return self._unknown_text()
 
     @property
     def sentence(self) -> str:
-        """The contexts, as they stand after `A beats B`, `does not beat` or `changes places with`; else empty."""
+        """The contexts, as they stand after `A beats B`, `does not beat` or `changes places with`.
+
+        Empty for other verdicts. How both stand at the largest context is left to be said.
+        """
+        return self._where + self._touching(self.contexts[:-1])
+
+    @property
+    def _where(self) -> str:
         places = ", ".join(crossing.text for crossing in self.crossings)
         match self.verdict:
             case "always":
-                where = f"at every measured context ({self.range_text})"
+                return f"at every measured context ({self.range_text})"
             case "never":
-                where = f"within {self.range_text}"
+                return f"within {self.range_text}"
             case "crosses":
-                where = f"from {places} tokens on" if self.leader_at_end == 1 else f"only up to {places} tokens"
+                return f"from {places} tokens on" if self.leader_at_end == 1 else f"only up to {places} tokens"
             case "several":
-                where = f"at {places} tokens"
+                return f"at {places} tokens"
             case _:
                 return ""
-        return where + self._touching_text
 
-    @property
-    def _touching_text(self) -> str:
-        """Contexts where both are as fast, other than those at which the lead may be changing."""
+    def _touching(self, contexts: tuple[int, ...]) -> str:
+        """Those of the contexts where both are as fast, other than where the lead may be changing anyway."""
         spans = [(crossing.low or crossing.at, crossing.high or crossing.at) for crossing in self.crossings]
-        found = [ctx for ctx in self.level_at if not any(low <= ctx <= high for low, high in spans)]
-        return f", level at {', '.join(context_text(ctx) for ctx in found)}" if found else ""
+        level = [ctx for ctx in self.level_at if ctx in contexts]
+        found = [ctx for ctx in level if not any(low <= ctx <= high for low, high in spans)]
+        return f", level at {', '.join(context_text(ctx) for ctx in found)}" if found and self._where else ""
 
     def _unknown_text(self) -> str:
         if self.speedup is None:

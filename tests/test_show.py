@@ -55,7 +55,7 @@ def test_the_table_fits_100_columns_and_says_why():
     text = render(runs.cpu_run(), "table")
     assert "*3.98" in text
     assert "unsupported: power-triton, p = 2 at 1k, 2k, 4k, 8k, 16k: power-triton needs a GPU" in text
-    assert "from\n5.0k tokens on" in text
+    assert "from\n5.0k (4.9k..5.1k) tokens on" in text
     colored = io.StringIO()
     terminal = {"TERM": "xterm"}  # whatever this test itself runs in
     print_run(runs.cpu_run(), Console(file=colored, width=100, force_terminal=True, _environ=terminal))
