@@ -12,7 +12,7 @@ from rich.console import Console
 from powerbench.bench import Sampled
 from powerbench.errors import UserError
 from powerbench.problem import Params
-from powerbench.refine import LIMIT, WIDTH, begun, check, next_steps, rounded, summary
+from powerbench.refine import LIMIT, ROUND, WIDTH, begun, check, next_steps, rounded, summary
 from powerbench.reports.crossovers import crossover_table
 from powerbench.reports.rows import rows
 from powerbench.session import Session
