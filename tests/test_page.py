@@ -16,7 +16,7 @@ import plotly.offline
 import pytest
 
 from powerbench.reports.curves import groups
-from powerbench.reports.figures import draw
+from powerbench.reports.figures import draw, speedup
 from powerbench.reports.page import page, write_page
 from powerbench.reports.phases import PHASE_COLUMNS, curves_with_phases, phase_rows
 from powerbench.reports.rows import rows
@@ -206,6 +206,26 @@ def test_every_run_has_a_page(any_run):
     assert headings[0] == 1
     assert headings.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(headings))
+
+
+def test_crossovers_models_and_predictions_on_the_page():
+    """Predictions stand apart, labelled; the models with their residuals stand below; host bound only where it is."""
+    short = page([runs.cpu_run((256, 512, 1024, 2048, 4096))])
+    text = " ".join(" ".join(_parsed(short).text).split())
+    assert "Predicted, not measured: power-torch, p = 2 passes sdpa-cpu at about" in text
+    assert "Predicted by the cost models below, not measured: power-torch, p = 2 passes sdpa-cpu at about" in text
+    assert "Cost models: what is predicted beyond the measured contexts rests on these" in text
+    assert "quadratic" in text
+    assert "host bound up to" not in text
+    crossing = page([runs.cpu_run()])
+    assert "from 5.0k (4.9k..5.1k) on" in " ".join(_parsed(crossing).text)
+    assert "Predicted" not in " ".join(_parsed(crossing).text)
+    found = groups(rows(runs.cpu_run()))
+    figure = speedup(found[0], styles(found)).figure
+    (mark,) = [trace for trace in figure.data if trace.mode == "markers"]
+    assert (mark.meta, mark.y) == ("power-torch, p = 2", (1,))
+    low, high = mark.x[0] - mark.error_x.arrayminus[0], mark.x[0] + mark.error_x.array[0]
+    assert low < 5120 < high
 
 
 def test_the_page_says_everything_without_scripts():
