@@ -357,9 +357,30 @@ def test_every_run_has_a_page(any_run):
     assert all(after <= before + 1 for before, after in pairwise(headings))
 
 
+def test_crossovers_models_and_predictions_on_the_page():
+    """Predictions stand apart, labelled; the models with their residuals stand below; host bound only where it is."""
+    short = page([runs.cpu_run((256, 512, 1024, 2048, 4096))])
+    text = " ".join(" ".join(_parsed(short).text).split())
+    assert "Predicted, not measured: power-torch, p = 2 passes sdpa-cpu at about" in text
+    assert "Predicted by the cost models below, not measured: power-torch, p = 2 passes sdpa-cpu at about" in text
+    assert "Cost models: what is predicted beyond the measured contexts rests on these" in text
+    assert "quadratic" in text
+    assert "host bound up to" not in text
+    crossing = page([runs.cpu_run()])
+    assert "from 5.0k (4.9k..5.1k) on" in " ".join(_parsed(crossing).text)
+    assert "Predicted" not in " ".join(_parsed(crossing).text)
+    (figures,), _ = _charts(runs.cpu_run())
+    (mark,) = _drawn_as(figures["speedup"], "crossing")
+    (place,) = mark.points
+    assert (mark.facets["curve"], place.y) == ("power-torch, p = 2", 1)
+    assert place.low < 5120 < place.high
+    (trace,) = [t for t in plotly_figure(figures["speedup"], lambda *_: 0)["data"] if t["meta"]["draw"] == "crossing"]
+    assert trace["error_x"]["array"] == pytest.approx([place.high - place.x], rel=1e-3)
+
+
 def test_the_page_says_everything_without_scripts():
     text = " ".join(" ".join(_parsed(page([runs.cpu_run()])).text).split())
-    assert "beats softmax attention (sdpa-cpu) from 5.0k tokens on" in text
+    assert "beats softmax attention (sdpa-cpu) from 5.0k (4.9k..5.1k) tokens on" in text
     assert "power-triton needs a GPU" in text
     assert "powerbench sweep --p 2 --ctx 1k..16k" in text
     assert "Intel Xeon Platinum 8488C" in text
@@ -480,7 +501,8 @@ def test_the_inlined_plotly_is_the_one_that_python_writes_for():
     ("modules", "absent"),
     [
         ("powerbench.reports.page, powerbench.reports.show, powerbench.reports.static", "torch triton"),
-        ("powerbench.results.store, powerbench.crossover", "torch triton pandas plotly matplotlib numpy"),
+        ("powerbench.results.store", "torch triton pandas plotly matplotlib numpy"),
+        ("powerbench.crossover, powerbench.costmodel", "torch triton pandas plotly matplotlib"),
         ("powerbench.reports.show", "torch triton pandas plotly matplotlib"),
     ],
 )

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from powerbench.problem import Params
-from powerbench.reports.answers import answers, crossover_table, gaps
+from powerbench.reports.answers import answers, gaps
+from powerbench.reports.crossovers import crossover_table
 from powerbench.reports.curves import groups
 from powerbench.reports.frames import tidy
 from powerbench.reports.page import page
@@ -176,9 +177,9 @@ def test_the_answer():
     (answer,) = answers(runs.cpu_run())
     assert answer.text == (
         "Forward, fp32, d = 64: Power attention (p = 2, power-torch) beats softmax attention (sdpa-cpu) from 5.0k "
-        "tokens on; at 16k it is 3.2x faster. It does not beat linear attention (linear-torch, p = 1) within 1k..16k; "
-        "at 16k it is 20.0x slower. At 16k sdpa-cpu comes nearest to this machine's roof, at 42 %; power-torch, p = 2 "
-        "reaches 22 %."
+        "(4.9k..5.1k) tokens on; at 16k it is 3.2x faster. It does not beat linear attention (linear-torch, p = 1) "
+        "within 1k..16k; at 16k it is 20.0x slower. At 16k sdpa-cpu comes nearest to this machine's roof, at 42 %; "
+        "power-torch, p = 2 reaches 22 %."
     )
 
 
@@ -204,9 +205,13 @@ def _two(times, other, **options):
     [
         ([1, 1, 1], [2, 3, 4], "beats {} at every measured context (1k..4k); at 4k it is 4.0x faster."),
         ([2, 3, 4], [1, 1, 1], "does not beat {} within 1k..4k; at 4k it is 4.0x slower."),
-        ([1, 2, 4], [2, 2.1, 2], "beats {} only up to 2.1k tokens; at 4k it is 2.0x slower."),
-        ([1, 2, 1], [2, 1, 2], "changes places with {} at 1.4k, 2.8k tokens; at 4k it is 2.0x faster."),
-        ([2, 2, 2], [1, 1, 2.004], "draws level with {} at 4k, the largest context that both measured."),
+        ([1, 2, 4], [2, 2.1, 2], "beats {} only up to 2.10k (2.09k..2.11k) tokens; at 4k it is 2.0x slower."),
+        ([1, 2, 1], [2, 1, 2],
+         "changes places with {} at 1.2k (1k..1.4k), 3.3k (2.8k..4k) tokens; at 4k it is 2.0x faster."),
+        ([2, 2, 2], [1, 1, 2.004], "does not beat {} within 1k..4k; at 4k it is as fast within the noise."),
+        ([2, 2, 2], [2, 2.004, 2], "is as fast as {} within the noise at every measured context (1k..4k)."),
+        ([2, 2, 2], [1, 2, 1], "does not beat {} within 1k..4k, level at 2k; at 4k it is 2.0x slower."),
+        ([1, 1, 1], [2, 1, 2], "beats {} at every measured context (1k..4k), level at 2k; at 4k it is 2.0x faster."),
         ([2, 2, 2.004], [1, 1, 2], "does not beat {} within 1k..4k; at 4k it is as fast within the noise."),
     ],
 )  # fmt: skip
@@ -258,7 +263,7 @@ def test_the_faster_of_a_pair_stands_first():
     pairs = {(pair.faster, pair.slower): pair.crossover.text for pair in crossover_table(runs.cpu_run())}
     assert pairs == {
         ("linear-torch, p = 1", "power-torch, p = 2"): "at every measured context (1k..16k)",
-        ("power-torch, p = 2", "sdpa-cpu"): "from 5.0k on",
+        ("power-torch, p = 2", "sdpa-cpu"): "from 5.0k (4.9k..5.1k) on",
         ("linear-torch, p = 1", "sdpa-cpu"): "at every measured context (1k..16k)",
     }
 

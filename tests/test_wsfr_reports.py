@@ -155,7 +155,7 @@ def test_measured_crossover():
     fast = [runs.measurement("linear-torch", ctx, level_ms * ctx / 9, params=Params(1)) for ctx in (1024, 8192)]
     (setting,) = measured_settings(runs.run([*cases, *slow, *fast]), model)
     assert set(setting.sentences) == {
-        "With sdpa-cpu: attention takes longer than the weights from 4.0k on.",
+        "With sdpa-cpu: attention takes longer than the weights from 4k on.",
         "With power-torch, p = 2: attention takes longer than the weights at every measured context (1k..8k).",
         "With linear-torch, p = 1: attention takes less time than the weights at every measured context (1k..8k).",
     }

@@ -15,9 +15,10 @@ from powerbench.reports.rows import Row
 from powerbench.reports.style import Style
 
 # line: markers joined over the x axis; points: markers; faint: small pale ones; hollow: outlines; dotted: with a dot in
-# the middle; cross: red, not to be trusted; links: thin lines from each even point to the odd one after it; bar:
-# horizontal, stacked, from the category y; mark: a short upright stroke across a bar; cell: of a heat map
-Draw = Literal["line", "points", "faint", "hollow", "dotted", "cross", "links", "bar", "mark", "cell"]
+# the middle; cross: red, not to be trusted; crossing: a large outline with its error bar along x; links: thin lines from
+# each even point to the odd one after it; bar: horizontal, stacked, from the category y; mark: a short upright stroke
+# across a bar; cell: of a heat map
+Draw = Literal["line", "points", "faint", "hollow", "dotted", "cross", "crossing", "links", "bar", "mark", "cell"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Point:
     x: float
     y: float
     about: Row | PhaseRow | None = None  # what it says of itself when pointed at
-    low: float | None = None  # of its error bar, along y
+    low: float | None = None  # of its error bar, along y; of a crossing, along x
     high: float | None = None
     words: str = ""  # said beside `about`; in a bar or a cell, written into it
     value: float | None = None  # of a cell: its shade, 0 for the best

@@ -6,10 +6,11 @@ Each function takes a setting's rows and returns a `Chart`, or none where there 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from html import escape
 
 from powerbench.crossover import context_text
 from powerbench.reports.chart import Axis, Chart, Point, Rule, Series
-from powerbench.reports.curves import SOFTMAX, Group, best_of, by_time
+from powerbench.reports.curves import SOFTMAX, Group, best_of, by_time, compare
 from powerbench.reports.facets import facets
 from powerbench.reports.pareto import pareto
 from powerbench.reports.phase_figures import time_by_phase
@@ -105,6 +106,8 @@ def speedup(group: Group, look: Look) -> Chart:
 
     names = ", ".join(dict.fromkeys(row.kernel for row in best.values()))
     ends = (min(best), max(best))
+    crossings = _crossings(group, look, best)
+    on_the_line = " On the line: where a curve crosses it, with the 95 % interval." if crossings else ""
     return _over_context(
         group,
         look,
@@ -112,14 +115,30 @@ def speedup(group: Group, look: Look) -> Chart:
         Chart(
             "speedup",
             "Speed-up over FlashAttention" if names.startswith("flash") else "Speed-up over softmax attention",
-            f"Over the fastest softmax attention at each context ({names}). Above the line: faster than it.",
+            f"Over the fastest softmax attention at each context ({names}). Above the line: faster.{on_the_line}",
             _contexts(group),
             Axis("times as fast as softmax"),
-            [],
+            crossings,
             (Rule(((ends[0], 1.0), (ends[1], 1.0))),),
         ),
         words,
     )
+
+
+def _crossings(group: Group, look: Look, best: dict[int, Row]) -> list[Series]:
+    """The places where contestants that are no softmax attention change places with the fastest that is."""
+    series = []
+    for curve in group.curves:
+        found = compare(curve.points, best).crossings if curve.family not in SOFTMAX else ()
+        points = []
+        for crossing in found:
+            words = "faster" if crossing.leader == 1 else "slower"
+            says = f"<b>{escape(curve.label)}</b><br>{words} than softmax attention from {crossing.text} tokens on"
+            points.append(Point(crossing.at, 1.0, low=crossing.low, high=crossing.high, says=says))
+        if points:
+            own = facets(curve, group.setting)
+            series.append(Series(f"{curve.label}: crossing", points, look[curve.label], "crossing", own, key=False))
+    return series
 
 
 def _over_context(

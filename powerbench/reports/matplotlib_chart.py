@@ -153,6 +153,10 @@ def _markers(axes: Axes, series: Series) -> None:
             axes.plot(
                 x, y, style.marker[1], color=style.color, markerfacecolor="none", markersize=4, markeredgewidth=0.8
             )
+        case "crossing":
+            axes.plot(x, y, style.marker[1], color=style.color, markerfacecolor="none", markersize=9)
+            for point in series.points:
+                axes.hlines(point.y, point.low or point.x, point.high or point.x, color=style.color, linewidth=3)
         case "cross":
             axes.plot(x, y, "x", color=style.color, markersize=7, markeredgewidth=1.6)
         case "faint":

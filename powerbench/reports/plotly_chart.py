@@ -18,7 +18,7 @@ About = Callable[[Point, Series], int | None]
 
 _GRID = "#8884"
 _TEXT = "#333333"
-_SIZES = {"line": 7, "points": 9, "dotted": 9, "faint": 5, "hollow": 6, "cross": 9}
+_SIZES = {"line": 7, "points": 9, "dotted": 9, "faint": 5, "hollow": 6, "cross": 9, "crossing": 11}
 _HEAT = [[0, "#fff3d6"], [0.25, "#f6c85f"], [1, "#c2570c"]]
 
 
@@ -104,15 +104,20 @@ def _trace(series: Series, chart: Chart, about: About) -> dict[str, Any]:
     style = series.style
     symbol = {"hollow": f"{style.marker[0]}-open", "dotted": f"{style.marker[0]}-dot"}.get(series.draw, style.marker[0])
     marker = {"symbol": symbol, "size": _SIZES[series.draw], "color": style.color}
-    if series.draw in ("hollow", "cross"):
+    if series.draw in ("hollow", "cross", "crossing"):
         marker["line"] = {"width": 1.3 if series.draw == "hollow" else 2, "color": style.color}
+    if series.draw == "dotted":
+        marker["line"] = {"width": 1, "color": "#fff"}  # the dot has its colour
     trace |= {"type": "scatter", "mode": "lines+markers" if series.draw == "line" else "markers", "marker": marker}
     if series.draw == "line":
         trace["line"] = {"color": style.color, "dash": style.dash[0], "width": 2}
     if series.draw == "faint":
         trace["opacity"] = 0.4
-    if any(point.low is not None for point in series.points):
-        trace["error_y"] = _error_bars(series.points)
+    if series.draw == "crossing":
+        bars = _error_bars([(point.x, point.low, point.high) for point in series.points])
+        trace["error_x"] = {**bars, "thickness": 4, "width": 5}
+    elif any(point.low is not None for point in series.points):
+        trace["error_y"] = _error_bars([(point.y, point.low, point.high) for point in series.points])
     return trace
 
 
@@ -185,12 +190,13 @@ def _rule(rule: Rule) -> dict[str, Any]:
     }
 
 
-def _error_bars(points: Sequence[Point]) -> dict[str, Any]:
+def _error_bars(ends: Sequence[tuple[float, float | None, float | None]]) -> dict[str, Any]:
+    """From (value, low, high); a bar of no length where the ends are not known."""
     return {
         "type": "data",
         "symmetric": False,
-        "array": [_short((point.high or point.y) - point.y) for point in points],
-        "arrayminus": [_short(point.y - (point.low or point.y)) for point in points],
+        "array": [_short((high or at) - at) for at, _, high in ends],
+        "arrayminus": [_short(at - (low or at)) for at, low, _ in ends],
         "thickness": 1,
         "width": 3,
     }

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from powerbench.reports.answers import setting_names
 from powerbench.reports.chart import Chart
-from powerbench.reports.curves import groups
+from powerbench.reports.curves import groups, setting_names
 from powerbench.reports.figures import charts
 from powerbench.reports.matplotlib_chart import figure
 from powerbench.reports.phases import phase_rows

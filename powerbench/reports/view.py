@@ -9,10 +9,11 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from powerbench.reports.answers import Answer, Pair, answers, crossover_table, gaps, setting_names
+from powerbench.reports.answers import Answer, answers, gaps
 from powerbench.reports.cases import CaseTable, case_table, phase_table
 from powerbench.reports.chart import Chart
-from powerbench.reports.curves import Group
+from powerbench.reports.crossovers import ModelRow, Pair, crossover_table, model_table
+from powerbench.reports.curves import Group, setting_names
 from powerbench.reports.facets import setting_facets
 from powerbench.reports.figures import charts
 from powerbench.reports.frames import tidy_phases, tidy_rows
@@ -64,6 +65,7 @@ class View:
     roofline: Plot | None
     sections: list[Section]
     pairs: list[Pair]
+    models: list[ModelRow]  # the cost models behind predictions
     cases: CaseTable
     phases: CaseTable | None  # None where no phase was timed
     environment: list[tuple[str, str]]
@@ -124,6 +126,7 @@ def view(
         roofline=roof_plot,
         sections=sections,
         pairs=crossover_table(run),
+        models=model_table(found, names),
         cases=case_table(found),
         phases=phase_table(found, phases) if phases else None,
         environment=environment_lines(run),
