@@ -177,7 +177,9 @@ def test_selectors_filter_settings_curves_points_and_rows(browser, pages):
     keys = browser.value("[...document.querySelectorAll('.selectors select')].map((s) => s.dataset.key)")
     assert keys == ["pass", "kernel", "p"]  # one dtype, one head dimension
     settings = "[...document.querySelectorAll('details.setting')].filter((s) => !s.hidden).length"
-    rows = "[...document.querySelectorAll('#run1-cases + .scroll tbody tr')].filter((r) => !r.hidden).length"
+    rows = (
+        "[...document.querySelectorAll('section[aria-labelledby=run1-cases] tbody tr')].filter((r) => !r.hidden).length"
+    )
     kinds = (
         "[...new Set(document.getElementById('run1-roofline').data.filter((t) => t.visible !== false"
         " && t.meta.draw !== 'rule').map((t) => t.meta.pass + ' ' + t.meta.kernel))].sort()"
@@ -201,7 +203,7 @@ def test_selectors_filter_settings_curves_points_and_rows(browser, pages):
 
 def test_a_row_of_the_table_selects_its_case(browser, pages):
     browser.open(pages / "gpu.html")
-    failed = "[...document.querySelectorAll('#run1-cases + .scroll tbody tr.bad')][0]"
+    failed = "[...document.querySelectorAll('section[aria-labelledby=run1-cases] tbody tr.bad')][0]"
     browser.value(f"{failed}.querySelector('td').click()")
     assert not browser.value("document.getElementById('point').hidden")
     assert "powerbench sweep --kernels" in browser.value("document.getElementById('point-command').textContent")
@@ -262,7 +264,7 @@ def test_names_of_phases_can_be_read(browser, pages, dark):
 
 def test_tables_sort_by_number_and_say_so(browser, pages):
     browser.open(pages / "gpu.html")
-    table = "document.querySelector('#run1-cases + .scroll table')"
+    table = "document.querySelector('section[aria-labelledby=run1-cases] table')"
     head = f"[...{table}.tHead.rows[0].cells].find(c => c.textContent.trim() === 'tokens/s')"
     cells = f"[...{table}.tBodies[0].rows].map(r => r.cells[{head}.cellIndex]?.textContent ?? '')"
     browser.value(f"{head}.querySelector('button').click()")
@@ -336,7 +338,7 @@ def test_without_scripts_the_words_tables_and_drawings_stand(browser, pages):
     browser.open(pages / "gpu.html", scripts=False)
     browser.send("Emulation.setScriptExecutionDisabled", value=False)  # to look at what is there
     assert browser.value("document.querySelector('noscript p, .note') !== null")
-    lines = browser.value("document.querySelectorAll('#run1-cases + .scroll tbody tr').length")
+    lines = browser.value("document.querySelectorAll('section[aria-labelledby=run1-cases] tbody tr').length")
     assert lines == len(runs.gpu_run().measurements)
     assert browser.value("document.querySelectorAll('.chart .main-svg').length") == 0
     assert "tokens on" in browser.value("document.querySelector('.answers').innerText")

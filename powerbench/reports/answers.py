@@ -1,6 +1,7 @@
 """The run in sentences: what stands on top of the page and under the terminal's table.
 
-Only trusted times are compared, and only at contexts that both sides measured. What is missing is said.
+Only trusted times are compared, and only at contexts that both sides measured. What was tried and has no time is said;
+of what was not tried there is nothing to say.
 """
 
 from __future__ import annotations
@@ -12,6 +13,13 @@ import msgspec
 
 from powerbench.crossover import Crossover, context_text, percent_text, ratio_text
 from powerbench.reports.curves import LINEAR, POWER, SOFTMAX, Curve, Group, best_of, compare, groups, setting_names
+from powerbench.reports.findings import (
+    choice_sentence,
+    degree_sentence,
+    fastest_sentence,
+    phase_sentence,
+    time_sentence,
+)
 from powerbench.reports.predictions import LABEL, prediction, prediction_text
 from powerbench.reports.rows import Row, rows
 from powerbench.results.model import Run
@@ -58,7 +66,8 @@ def gaps(group: Group) -> str | None:
 def _group_answers(group: Group, name: str) -> list[Answer]:
     degrees = sorted({row.p for row in group.rows if row.family in POWER and row.p is not None})
     if not degrees:
-        return [Answer(name, None, ("No power kernel is in this run.", *_roof_sentence(group, {})))]
+        said = (*fastest_sentence(group), *_roof_sentence(group, {})) or (_nothing("any contestant", group.rows),)
+        return [Answer(name, None, said)]
     result = []
     for p in degrees:
         power = best_of(group.curves, POWER, p)
@@ -68,8 +77,10 @@ def _group_answers(group: Group, name: str) -> list[Answer]:
             continue
         subject = f"power attention (p = {p}, {_kernels(power)})"
         sentences = [
-            _comparison(subject, power, group, SOFTMAX, "softmax attention"),
-            _comparison("it", power, group, LINEAR, "linear attention"),
+            *_comparisons(subject, power, group),
+            *degree_sentence(p, power, group),
+            *choice_sentence(power, group),
+            *phase_sentence(power),
             *_sentence_where(
                 "Host bound (a user waits over 10 % longer than these device times say)",
                 power,
@@ -82,7 +93,7 @@ def _group_answers(group: Group, name: str) -> list[Answer]:
                 group,
                 lambda row: row.throttled,
             ),
-            *_roof_sentence(group, power),
+            *(_roof_sentence(group, power) if any(curve.family not in POWER for curve in group.curves) else []),
             *_partial(group, POWER, "power attention", p),
             *_partial(group, SOFTMAX, "softmax attention"),
             *_partial(group, LINEAR, "linear attention"),
@@ -93,12 +104,20 @@ def _group_answers(group: Group, name: str) -> list[Answer]:
     return result
 
 
+def _comparisons(subject: str, power: dict[int, Row], group: Group) -> list[str]:
+    """Against softmax and linear attention, those of them that were tried; without any its time alone."""
+    rivals = {"softmax attention": SOFTMAX, "linear attention": LINEAR}
+    tried = [what for what, families in rivals.items() if any(row.family in families for row in group.rows)]
+    if not tried:
+        return [time_sentence(subject, power)]
+    subjects = [subject, *("it" for _ in tried[1:])]
+    return [_comparison(who, power, group, rivals[what], what) for who, what in zip(subjects, tried, strict=True)]
+
+
 def _comparison(subject: str, power: dict[int, Row], group: Group, families: tuple[str, ...], what: str) -> str:
-    """How power attention stands against the fastest of some families at each context."""
+    """How power attention stands against the fastest of some families, of which there is a row, at each context."""
     tried = [row for row in group.rows if row.family in families]
     best = best_of(group.curves, families)
-    if not tried:
-        return f"{subject} was not compared with {what}: none is in this run."
     if not best:
         return f"{subject} could not be compared with {what}. {_nothing(what, tried)}"
     between = compare(power, best)

@@ -15,7 +15,7 @@ from powerbench.reports.rows import Row
 from powerbench.reports.style import Style
 
 # line: markers joined over the x axis; points: markers; faint: small pale ones; hollow: outlines; dotted: with a dot in
-# the middle; cross: red, not to be trusted; crossing: a large outline with its error bar along x; links: thin lines from
+# the middle; cross: red, not to be trusted; crossing: a large outline, its error bar along x; links: thin lines from
 # each even point to the odd one after it; bar: horizontal, stacked, from the category y; mark: a short upright stroke
 # across a bar; cell: of a heat map
 Draw = Literal["line", "points", "faint", "hollow", "dotted", "cross", "crossing", "links", "bar", "mark", "cell"]

@@ -28,16 +28,17 @@ def charts(group: Group, look: Look, phases: PhasesByCase) -> list[Chart]:
     if not group.curves:
         return []
     contexts = {row.ctx for row in _best_rows(group)}
-    found = [ranking(group, look)] if len(contexts) == 1 else [latency(group, look), throughput(group, look)]
+    compared = [ranking(group, look)] if len(contexts) == 1 else [latency(group, look), throughput(group, look)]
     if len(contexts) > 1 and len(best_of(group.curves, SOFTMAX)) > 1:
-        found.append(speedup(group, look))
-    return [
-        *found,
+        compared.append(speedup(group, look))
+    others = [
         *pareto(group, look),
         *time_by_phase(group, look, phases),
         *work_by_tile(group, look),
         *tile_charts(group, look),
     ]
+    # a single bar says nothing that the sentence above it does not
+    return others if others and len(contexts) == len(group.curves) == 1 else compared + others
 
 
 def ranking(group: Group, look: Look) -> Chart:

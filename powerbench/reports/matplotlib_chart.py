@@ -84,6 +84,9 @@ def _set_axis(axes: Axes, axis: Axis, which: str) -> None:
     if axis.ticks:
         own.set_ticks([place for place, _ in axis.ticks], [_plain(text) for _, text in axis.ticks])
         own.set_ticks([], minor=True)
+    if axis.kind == "log" and len(axis.ticks) == 1:  # of a single place matplotlib makes no range
+        (place, _), *_ = axis.ticks
+        (axes.set_xlim if which == "x" else axes.set_ylim)(place / 2, place * 2)
     if axis.range:
         (axes.set_xlim if which == "x" else axes.set_ylim)(*axis.range)
 

@@ -19,7 +19,7 @@ all("[data-csv]").forEach((place) => {
 
 // Paper has one column and the stills; a figure without one is as wide as the page while it is printed.
 addEventListener("beforeprint", () => {
-  all("details.setting:not([hidden])").forEach((setting) => (setting.open = true));
+  all("details.setting:not([hidden]), details.many").forEach((setting) => (setting.open = true));
   for (const plot of drawn()) if (!all(".still", plot.parentElement).length) Plotly.relayout(plot, { width: 660 });
 });
 addEventListener("afterprint", () => {
