@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from powerbench import refine as refining
 from powerbench.ceilings import THOROUGH, matmul_dtypes, measure_all_ceilings, measure_ceilings
 from powerbench.device import Device, pick
 from powerbench.errors import DeviceLostError, UserError
@@ -21,6 +22,7 @@ from powerbench.kernels.table import available, select
 from powerbench.plan import PlannedCase, plan
 from powerbench.problem import DTYPES
 from powerbench.reports.ceilings import LEGEND, CeilingRow, ceiling_rows
+from powerbench.reports.rows import rows
 from powerbench.results.environment import collect
 from powerbench.results.model import SCHEMA_VERSION, Header, Measurement, Run
 from powerbench.results.store import RunWriter, load, make_room
@@ -29,7 +31,7 @@ from powerbench.runner import run
 from powerbench.spoilers import spoilers
 from powerbench.suites import Suite
 from powerbench.suites.grammar import words
-from powerbench.terminal import Watcher, duration, outcome, print_plan
+from powerbench.terminal import Watcher, duration, outcome, print_plan, refining_text
 from powerbench.timing import L2, Method, Mode
 from powerbench.timing import method as choose_method
 from powerbench.worker import Setup, Worker
@@ -40,7 +42,7 @@ class Session:
     """A suite resolved for a device. `console` is where progress goes (standard error).
 
     `phases`: a sweep also times, one by one, the launches of those kernels that can be taken apart. `timeout_s` is for
-    the whole of one case; None: by its prediction.
+    the whole of one case; None: by its prediction. `refine`: a sweep then measures more contexts around its crossings.
     """
 
     suite: Suite
@@ -51,11 +53,12 @@ class Session:
     phases: bool = False
     method: Method = field(default_factory=Method)
     timeout_s: float | None = None
+    refine: bool = False
 
     @classmethod
     def prepare(
         cls, suite: Suite, device_name: str, seed: int, console: Console, *, phases: bool = False,
-        timer: Mode | None = None, l2: L2 | None = None, timeout_s: float | None = None,
+        timer: Mode | None = None, l2: L2 | None = None, timeout_s: float | None = None, refine: bool = False,
     ) -> Session:  # fmt: skip
         """For a device. Raises UserError for what is bad there, before anything is measured."""
         device = pick(device_name)
@@ -63,9 +66,11 @@ class Session:
         suite = suite.on(device.type)
         list(suite.problems())  # raises where the selectors contradict each other
         kernels = select(suite.kernels or ())
+        if refine:
+            refining.check(suite)
         if phases:
             _check_phases(kernels)
-        return cls(suite, kernels, device, seed, console, phases, method, timeout_s)
+        return cls(suite, kernels, device, seed, console, phases, method, timeout_s, refine)
 
     def default_output(self) -> Path:
         """results/<utc time>-<device>-<suite>.jsonl"""
@@ -94,7 +99,10 @@ class Session:
 
     def dry_run(self, out: Console) -> None:
         """Print the plan."""
-        print_plan(plan(self.suite, self.kernels, self.device, self.ceilings(), phases=self.phases), out)
+        planned = plan(self.suite, self.kernels, self.device, self.ceilings(), phases=self.phases)
+        print_plan(planned, out)
+        if self.refine:
+            out.print(refining_text(planned), markup=False, highlight=False, soft_wrap=True)
 
     def sweep(self, path: Path, command: str, *, resume: bool) -> Run:
         """Measure every case that the run file does not hold yet; each is on disk the moment it is taken."""
@@ -110,22 +118,60 @@ class Session:
             planned = plan(self.suite, self.kernels, self.device, ceilings, done, phases=self.phases)
             total = duration(sum(item.total_seconds for item in planned))
             self.console.print(f"{len(planned)} cases, about {total}, into {path}", markup=False, soft_wrap=True)
+            if self.refine:
+                everything = plan(self.suite, self.kernels, self.device, ceilings, phases=self.phases)
+                self.console.print(refining_text(everything), markup=False, soft_wrap=True)
             if self.phases:
                 self._note_cases_without_phases(earlier)
-            measured = 0
-            try:
-                with Watcher(planned, self.console) as watcher, self._run(planned, watcher) as measurements:
-                    for measurement in measurements:
-                        writer.append(measurement)
-                        measured += 1
-            except (KeyboardInterrupt, DeviceLostError):
-                kept = len(load(path).measurements) - len(earlier.measurements)  # Ctrl-C may come within an append
-                message = f"{kept} of {len(planned)} cases are in {path}; --resume goes on with -o {path}"
-                self.console.print(f"interrupted: {message}", markup=False, soft_wrap=True)
-                raise
+            measured = self._measure(planned, writer)
+            if self.refine:
+                measured += self._refine(writer, ceilings)
             if measured:
                 writer.append_ceilings(self.ceilings(), warnings if resume else ())
         return load(path)
+
+    def _measure(self, planned: list[PlannedCase], writer: RunWriter) -> int:
+        """Run the cases into the file; how many there were."""
+        before = len(load(writer.path).measurements)
+        measured = 0
+        try:
+            with Watcher(planned, self.console) as watcher, self._run(planned, watcher) as measurements:
+                for measurement in measurements:
+                    writer.append(measurement)
+                    measured += 1
+        except (KeyboardInterrupt, DeviceLostError):
+            kept = len(load(writer.path).measurements) - before  # Ctrl-C may come within an append
+            message = f"{kept} of {len(planned)} cases are in {writer.path}; --resume goes on with -o {writer.path}"
+            self.console.print(f"interrupted: {message}", markup=False, soft_wrap=True)
+            raise
+        return measured
+
+    def _refine(self, writer: RunWriter, ceilings: Ceilings) -> int:
+        """Rounds of a few more contexts around each crossing, each round planned by all that the file then holds."""
+        names = [kernel.name for kernel in self.kernels]
+        measured = 0
+        steps = refining.begun(rows(load(writer.path)), self.suite, names)
+        while True:
+            run_file = load(writer.path)
+            done = {measurement.case_id for measurement in run_file.measurements}
+            planned = []
+            for step in steps:
+                cases = plan(step.suite, self._named(step), self.device, ceilings, done, phases=self.phases)
+                planned += cases
+                if cases:
+                    total = duration(sum(item.total_seconds for item in cases))
+                    message = f"--refine: {step.text}: {len(cases)} cases, about {total}"
+                    self.console.print(message, markup=False, soft_wrap=True)
+            if planned:
+                measured += self._measure(planned, writer)
+            found = rows(load(writer.path))
+            steps = refining.next_steps(found, self.suite, names)
+            if not steps:
+                self.console.print(refining.summary(found, self.suite, names), markup=False, soft_wrap=True)
+                return measured
+
+    def _named(self, step: refining.Step) -> list[Kernel]:
+        return [kernel for kernel in self.kernels if kernel.name in (step.suite.kernels or ())]
 
     def _note_cases_without_phases(self, earlier: Run) -> None:
         """A case is done however it was measured; that those of an earlier sweep lack their phases has to be said."""
@@ -172,8 +218,8 @@ class Session:
         table = Table(box=None, pad_edge=False)
         for column in ("case", "result"):
             table.add_column(column, overflow="fold")
-        with Watcher(planned, self.console) as watcher, self._run(planned, watcher, timed=False) as rows:
-            measurements = list(rows)
+        with Watcher(planned, self.console) as watcher, self._run(planned, watcher, timed=False) as gated:
+            measurements = list(gated)
         for measurement in measurements:
             allowed = f" ({measurement.tolerance:.0e} allowed)" if measurement.status == "ok" else ""
             table.add_row(measurement.case_id, outcome(measurement) + allowed)

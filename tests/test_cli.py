@@ -312,6 +312,8 @@ def test_a_sweep_where_nothing_can_run_exits_1(tmp_path):
             "--phases: no selected kernel (sdpa-cpu, ",
         ),
         (["show", "junk.jsonl", "--phases"], "--phases goes with --format csv or json"),
+        (["show", "junk.jsonl", "--phases", "--crossovers", "--format", "csv"], "--phases and --crossovers exclude"),
+        (["sweep", "--refine", "--ctx", "1k", "--device", "cpu"], "--refine: --ctx has to name at least two contexts"),
         (["sweep", "--frobnicate"], "No such option"),
         (["sweep", "-o", "folder/"], "folder"),
         (["sweep", "-o", "empty.jsonl/run.jsonl"], "empty.jsonl/run.jsonl"),

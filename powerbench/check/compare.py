@@ -1,0 +1,110 @@
+"""Two runs, or several pairs of runs of one session, to verdicts. Needs neither torch nor a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from powerbench.check.evidence import Side
+from powerbench.check.judge import allow_for_controls, judge, verdict
+from powerbench.check.model import CaseVerdict, Comparison, Policy, Verdict
+from powerbench.check.noise import Calibration
+from powerbench.check.pairing import Pair, cases_differ, pair, runs_differ
+from powerbench.check.statistics import false_discovery
+from powerbench.check.triage import alike, environment_changes
+from powerbench.results.model import Measurement, Run
+from powerbench.results.statistics import MIN_SAMPLES
+
+LOST = {
+    "wrong": "correctness lost",
+    "failed": "fails now",
+    "oom": "runs out of memory now",
+    "timeout": "takes too long now",
+}
+
+
+def compare(
+    baseline: Run, new: Run, policy: Policy | None = None, calibration: Calibration | None = None
+) -> Comparison:
+    """Compare two stored runs, case by case. `calibration` counts where both runs were measured on its machine."""
+    return compare_pairs([(baseline, new)], policy, calibration)
+
+
+def compare_pairs(
+    runs: Sequence[tuple[Run, Run]], policy: Policy | None = None, calibration: Calibration | None = None
+) -> Comparison:
+    """Compare pairs (baseline, new) of runs that were measured one after the other, each pair close in time.
+
+    With one pair the noise between runs is the calibrated or assumed floor; with more it is what the pairs show.
+    """
+    policy = policy or Policy()
+    baseline, new = runs[0]
+    refused = next((reason for pair_ in runs if (reason := runs_differ(*pair_))), None)
+    cases: dict[str, CaseVerdict] = {}
+    measured: list[tuple[Pair, Side, Side]] = []
+    pairs = [_worst(found, runs) for found in pair(baseline, new)]
+    for found in pairs:
+        early = _unmeasured(found, baseline, new, policy, refused)
+        if early:
+            cases[found.case_id] = early
+        else:
+            measured.append((found, *_sides(found, runs)))
+    judged, moved = allow_for_controls(judge(measured, runs, calibration), policy.controls)
+    adjusted = false_discovery([case.evidence.p_value for case in judged])
+    for case, q_value in zip(judged, adjusted, strict=True):
+        cases[case.pair.case_id] = verdict(case, q_value, len(judged), policy)
+    order = [found.case_id for found in pairs]
+    notes = [note for note in (refused, moved) if note]
+    notes += [f"environment changed: {change}" for change in environment_changes(baseline, new)]
+    common = alike([case.kernel for case in judged], [case.evidence.log_ratio for case in judged], policy.threshold)
+    notes += [common] if common else []
+    return Comparison(baseline.path, new.path, policy, tuple(cases[case_id] for case_id in order), notes=tuple(notes))
+
+
+def _worst(found: Pair, runs: Sequence[tuple[Run, Run]]) -> Pair:
+    """The pair as it stands in the first run where one of its sides has no time; the first pair where none lacks it."""
+    for baseline, new in runs:
+        here = Pair(_in(baseline, found.baseline), _in(new, found.new))
+        if any(one is not None and one.status != "ok" for one in here):
+            return here
+    return found
+
+
+def _in(run: Run, like: Measurement | None) -> Measurement | None:
+    return None if like is None else next((one for one in run.measurements if one.case_id == like.case_id), None)
+
+
+def _unmeasured(found: Pair, baseline: Run, new: Run, policy: Policy, refused: str | None) -> CaseVerdict | None:
+    """The verdict of a case that has no time on both sides, or none that may be compared; None: it has."""
+    old, one = found
+
+    def early(what: Verdict, reason: str) -> CaseVerdict:
+        return CaseVerdict(found.case_id, what, reason)
+
+    if one is None:
+        return early("missing", "in the baseline only")
+    if old is None:
+        return early("new", "" if one.status == "ok" else f"{one.status}: {one.message}")
+    if refused:
+        return early("not comparable", refused)
+    if old.status != "ok":
+        if one.status == "ok":
+            return early("new", f"in the baseline {old.status}: {old.message}")
+        return early("not comparable", f"no time on either side; {one.status}: {one.message}")
+    if one.status == "unsupported":
+        return early("missing", f"unsupported now: {one.message}")
+    if one.status != "ok":
+        return early("regression", f"{LOST[one.status]}: {one.message}")
+    reason = cases_differ(old, one, baseline, new, ignore_versions=policy.ignore_versions)
+    if reason:
+        return early("not comparable", reason)
+    few = min(len(old.samples_ms), len(one.samples_ms))
+    if few < MIN_SAMPLES:
+        return early("inconclusive", f"{few} samples; the gate needs at least {MIN_SAMPLES}")
+    return None
+
+
+def _sides(found: Pair, runs: Sequence[tuple[Run, Run]]) -> tuple[Side, Side]:
+    """The samples of all runs that measured the case; a run that stopped before it on one side counts on neither."""
+    samples = [(_in(baseline, found.baseline), _in(new, found.new)) for baseline, new in runs]
+    both = [(old.samples_ms, one.samples_ms) for old, one in samples if old and one]
+    return Side.of([old for old, _ in both]), Side.of([one for _, one in both])

@@ -1,0 +1,98 @@
+"""From raw samples of both sides to one number with its uncertainty: the log of the ratio of medians."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from powerbench.check.noise import Floor
+from powerbench.check.statistics import Median, bootstrap_median, quantile, rank_test, two_sided
+
+CONFIDENCE_P = 0.05  # of the interval that is shown
+POWER_Z = 1.645  # of a normal distribution, for a detection in 95 % of runs
+
+
+class Side(NamedTuple):
+    """One case in the runs of one side: the samples in ms of each run, in order, and their medians."""
+
+    samples_ms: tuple[Sequence[float], ...]
+    medians: tuple[Median, ...]
+
+    @classmethod
+    def of(cls, samples_ms: Sequence[Sequence[float]]) -> Side:
+        """From the samples of each run."""
+        return cls(tuple(samples_ms), tuple(bootstrap_median(series) for series in samples_ms))
+
+    @property
+    def first(self) -> Side:
+        """The first run alone."""
+        return Side(self.samples_ms[:1], self.medians[:1])
+
+    @property
+    def log_median(self) -> float:
+        """The mean over the runs."""
+        return sum(median.log_median for median in self.medians) / len(self.medians)
+
+
+class Evidence(NamedTuple):
+    """How new stands to baseline, in logarithms: above 0 is slower. `noise`: sd of one pair of runs of one code."""
+
+    log_ratio: float
+    low: float  # 95 % interval
+    high: float
+    p_value: float
+    error: float  # standard error of log_ratio
+    freedom: float
+    noise: float
+
+    def detectable(self, p_value: float, threshold: float) -> float:
+        """The smallest slowdown, as a fraction, that is called one in 95 % of runs by a test at this p-value."""
+        least = max(quantile(p_value, self.freedom) * self.error, math.log1p(threshold))
+        return math.expm1(least + POWER_Z * self.error)
+
+    def scaled(self, factor: float, freedom: float) -> Evidence:
+        """The same difference, but its error is known to be larger by this factor, with these degrees of freedom."""
+        error, freedom = self.error * factor, min(self.freedom, freedom)
+        half = quantile(CONFIDENCE_P, freedom) * error
+        low, high = min(self.low, self.log_ratio - half), max(self.high, self.log_ratio + half)
+        p_value = max(self.p_value, two_sided(self.log_ratio / error, freedom))
+        return Evidence(self.log_ratio, low, high, p_value, error, freedom, self.noise * factor)
+
+
+def of_two_runs(baseline: Side, new: Side, floor: Floor) -> Evidence:
+    """One run a side: what the samples cannot show, the noise between runs, comes from the floor."""
+    (old,), (one,) = baseline.medians, new.medians
+    ratio = one.log_median - old.log_median
+    error = math.sqrt(old.standard_error**2 + one.standard_error**2 + floor.sd**2)
+    between = quantile(CONFIDENCE_P, floor.freedom) * floor.sd
+    low = ratio - math.hypot(one.log_median - one.low, old.high - old.log_median, between)
+    high = ratio + math.hypot(one.high - one.log_median, old.log_median - old.low, between)
+    p_value = max(two_sided(ratio / error, floor.freedom), _rank_p(baseline, new))
+    return Evidence(ratio, low, high, p_value, error, floor.freedom, floor.sd)
+
+
+def of_pairs(baseline: Side, new: Side, variance: float, freedom: float) -> Evidence:
+    """Several runs a side, in pairs measured one after the other: their own spread is the noise between runs.
+
+    `variance` is that of the pairs' log ratios as `noise.moderated` gives it, with its degrees of freedom.
+    """
+    pairs = pair_ratios(baseline, new)
+    ratio, error = sum(pairs) / len(pairs), math.sqrt(variance / len(pairs))
+    half = quantile(CONFIDENCE_P, freedom) * error
+    p_value = max(two_sided(ratio / error, freedom), _rank_p(baseline, new))
+    return Evidence(ratio, ratio - half, ratio + half, p_value, error, freedom, math.sqrt(variance))
+
+
+def pair_ratios(baseline: Side, new: Side) -> list[float]:
+    """The log ratio of each pair of runs: what drifts slowly is the same in both and drops out."""
+    return [one.log_median - old.log_median for old, one in zip(baseline.medians, new.medians, strict=True)]
+
+
+def _rank_p(baseline: Side, new: Side) -> float:
+    """The rank test over all samples, each counting for what it is worth."""
+    before, after = (np.concatenate([np.asarray(series) for series in side.samples_ms]) for side in (baseline, new))
+    worth = sum(median.effective_size for median in (*baseline.medians, *new.medians))
+    return rank_test(before.tolist(), after.tolist(), (len(before) + len(after)) / worth)
