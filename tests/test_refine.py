@@ -114,7 +114,19 @@ def test_what_was_begun_comes_first_when_a_sweep_goes_on():
     ("ctx", "expected"), [(5325.3, 5376), (1100.0, 1088), (70000.0, 70016), (100.0, 100), (33.0, 32), (3.0, 3)]
 )
 def test_contexts_are_multiples_that_kernels_take(ctx, expected):
-    assert rounded(ctx) == expected
+    assert rounded(ctx, None) == expected
+
+
+@pytest.mark.parametrize(
+    ("ctx", "expected"),
+    [(4224.0, 4096), (5325.3, 5376), (1100.0, 1152), (900.0, 896), (3000.0, 2688), (26000.0, 25984)],
+)
+def test_with_constant_tokens_a_call_does_its_work_where_a_batch_fills_it(ctx, expected):
+    tokens = 8192 if ctx < 10_000 else 65536
+    found = rounded(ctx, tokens)
+    assert found == expected
+    whole = abs(tokens / round(tokens / ctx) - ctx) <= 0.1 * ctx
+    assert not whole or tokens // found * found > 0.93 * tokens
 
 
 def test_one_context_cannot_be_refined():
