@@ -60,9 +60,8 @@ def next_steps(rows: Sequence[Row], suite: Suite, kernels: Collection[str]) -> l
     for group in _asked(rows, suite, kernels):
         wide = _wide(group)
         room = min(ROUND, LIMIT - len(_added(group, suite)))
-        step = _as_step(
-            group, suite, _proposals(wide, {row.ctx for row in group.rows}, room, _tokens(suite)), len(wide)
-        )
+        contexts = _proposals(wide, {row.ctx for row in group.rows}, room, _tokens(suite))
+        step = _as_step(group, suite, contexts, len(wide))
         steps += [step] if step else []
     return steps
 
@@ -121,9 +120,10 @@ def _too_wide(found: Iterator[Crossing]) -> list[Crossing]:
 def _proposals(wide: Sequence[Crossing], measured: Collection[int], room: int, tokens: int | None) -> list[int]:
     """At most `room` new contexts: at each crossing, or where that is measured, at the ends of its interval."""
     chosen: list[int] = []
+    inside = range(min(measured) + 1, max(measured))  # rounding must not leave the range that was asked for
     for crossing in wide:
         places = (crossing.at, crossing.low or crossing.at, crossing.high or crossing.at)
-        fresh = [ctx for ctx in (rounded(place, tokens) for place in places) if ctx not in measured]
+        fresh = [ctx for ctx in (rounded(place, tokens) for place in places) if ctx in inside and ctx not in measured]
         near = any(abs(ctx - crossing.at) < WIDTH / 2 * crossing.at for ctx in chosen)  # helps this one as well
         if len(chosen) < room and fresh and not near:
             chosen.append(fresh[0])

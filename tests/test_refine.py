@@ -103,6 +103,13 @@ def test_the_work_of_a_call_stays_that_of_the_suite():
     assert problem.batch == 16384 // problem.seqlen > 1
 
 
+def test_rounding_does_not_leave_the_range():
+    """A crossing just above the smallest context, which is no multiple of 128: there is no room below it."""
+    near = msgspec.structs.replace(SUITE, ctx=(int(TRUTH) - 20, int(TRUTH) + 4000))
+    (step,) = next_steps(measured(near.ctx, noise=0.0001), near, NAMES)
+    assert all(near.ctx[0] < ctx < near.ctx[1] for ctx in step.contexts)
+
+
 def test_what_was_begun_comes_first_when_a_sweep_goes_on():
     found = measured((*SUITE.ctx, 6016))
     (step,) = begun(found, SUITE, NAMES)
