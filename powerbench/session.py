@@ -149,11 +149,11 @@ class Session:
     def _refine(self, writer: RunWriter, ceilings: Ceilings) -> int:
         """Rounds of a few more contexts around each crossing, each round planned by all that the file then holds."""
         names = [kernel.name for kernel in self.kernels]
+        found = rows(load(writer.path))
+        steps = refining.begun(found, self.suite, names)
         measured = 0
-        steps = refining.begun(rows(load(writer.path)), self.suite, names)
-        while True:
-            run_file = load(writer.path)
-            done = {measurement.case_id for measurement in run_file.measurements}
+        for _ in range(refining.LIMIT + 1):  # what was begun, then at least one context a round in every setting left
+            done = {row.case_id for row in found}
             planned = []
             for step in steps:
                 cases = plan(step.suite, self._named(step), self.device, ceilings, done, phases=self.phases)
@@ -166,9 +166,8 @@ class Session:
                 measured += self._measure(planned, writer)
             found = rows(load(writer.path))
             steps = refining.next_steps(found, self.suite, names)
-            if not steps:
-                self.console.print(refining.summary(found, self.suite, names), markup=False, soft_wrap=True)
-                return measured
+        self.console.print(refining.summary(found, self.suite, names), markup=False, soft_wrap=True)
+        return measured
 
     def _named(self, step: refining.Step) -> list[Kernel]:
         return [kernel for kernel in self.kernels if kernel.name in (step.suite.kernels or ())]
