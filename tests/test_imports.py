@@ -15,7 +15,7 @@ PACKAGE = ROOT / "powerbench"
 TORCH_FREE = [
     "powerbench", "powerbench.cli", "powerbench.problem", "powerbench.cost", "powerbench.roofline",
     "powerbench.datasheet", "powerbench.nvml", "powerbench.crossover", "powerbench.stopping", "powerbench.suites",
-    "powerbench.results.model", "powerbench.results.store", "powerbench.check.compare",
+    "powerbench.results.model", "powerbench.results.store", "powerbench.check.gate", "powerbench.check.outputs.write",
     "powerbench.reports.frames", "powerbench.reports.show", "powerbench.reports.page", "powerbench.reports.static",
     "powerbench.kernels.power.feature_map", "powerbench.kernels.power.cost", "powerbench.kernels.power.choose",
     "powerbench.kernels.power.triton_cost",
@@ -33,7 +33,7 @@ ALLOWED = {
     "datasheet": {"roofline"},
     "results": BASE | {"roofline", "device", "nvml"},
     "reports": BASE | {"results", "roofline", "crossover", "nvml", "datasheet"},
-    "check": BASE | {"results", "roofline", "crossover"},
+    "check": BASE | {"results", "roofline", "crossover", "reports", "suites", "kernels", "session"},
     "stopping": BASE | {"results"},
     "timing": BASE,
     "kernels": BASE,

@@ -57,7 +57,10 @@ def compare_pairs(
     notes += [f"environment changed: {change}" for change in environment_changes(baseline, new)]
     common = alike([case.kernel for case in judged], [case.evidence.log_ratio for case in judged], policy.threshold)
     notes += [common] if common else []
-    return Comparison(baseline.path, new.path, policy, tuple(cases[case_id] for case_id in order), notes=tuple(notes))
+    verdicts = tuple(cases[case_id] for case_id in order)
+    header = new.header
+    device, started = header.environment.device, header.started
+    return Comparison(baseline.path, new.path, device, started, policy, verdicts, notes=tuple(notes))
 
 
 def _worst(found: Pair, runs: Sequence[tuple[Run, Run]]) -> Pair:

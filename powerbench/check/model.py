@@ -55,19 +55,24 @@ class CaseVerdict(msgspec.Struct, frozen=True):
 class Demand(msgspec.Struct, frozen=True):
     """An absolute demand on the new run, and whether it is met."""
 
-    demand: str  # as it was given: min-roof 0.5
-    of: str  # the case, or the two contestants, that it is held against
-    verdict: Literal["ok", "regression", "inconclusive"]
+    demand: str  # as it was given: --min-roof 0.5
+    of: str  # the case, or the two of them, that it is held against; empty where there is none
+    verdict: Literal["ok", "regression", "inconclusive", "missing"]
     reason: str  # what was measured
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """Everything the gate has to say. `baseline` and `new` name the two sides; `notes` concern the whole run."""
+    """Everything the gate has to say. `baseline` and `new` name the two sides; `notes` concern the whole run.
+
+    `baseline` None: absolute demands alone. `started` is when the new run was, UTC.
+    """
 
     baseline: str | None
     new: str
+    device: str
+    started: str
     policy: Policy
-    cases: tuple[CaseVerdict, ...]
+    cases: tuple[CaseVerdict, ...] = ()
     demands: tuple[Demand, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -79,11 +84,12 @@ class Comparison(msgspec.Struct, frozen=True):
 
     @property
     def exit_status(self) -> int:
-        """1 a regression; 4 nothing was compared; 3 more inconclusive than allowed; else 0."""
+        """1 a regression; 4 nothing was compared, or a demand met no case; 3 more inconclusive than allowed; else 0."""
         counts = self.counts
         if counts.get("regression"):
             return REGRESSION
-        if not any(counts.get(verdict) for verdict in COMPARED):
+        unmet = any(demand.verdict == "missing" for demand in self.demands)
+        if unmet or not any(counts.get(verdict) for verdict in COMPARED):
             return NOTHING
         return INCONCLUSIVE if counts.get("inconclusive", 0) > self.policy.allow_inconclusive else OK
 
