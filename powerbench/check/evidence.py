@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from powerbench.check.noise import Floor
 from powerbench.check.statistics import Median, bootstrap_median, quantile, rank_test, two_sided
 
@@ -53,13 +51,13 @@ class Evidence(NamedTuple):
         least = max(quantile(p_value, self.freedom) * self.error, math.log1p(threshold))
         return math.expm1(least + POWER_Z * self.error)
 
-    def scaled(self, factor: float, freedom: float) -> Evidence:
-        """The same difference, but its error is known to be larger by this factor, with these degrees of freedom."""
-        error, freedom = self.error * factor, min(self.freedom, freedom)
+    def widened(self, sd: float, freedom: float) -> Evidence:
+        """The same difference with one more source of noise, of this standard deviation, known to these degrees."""
+        error, freedom = math.hypot(self.error, sd), min(self.freedom, freedom)
         half = quantile(CONFIDENCE_P, freedom) * error
         low, high = min(self.low, self.log_ratio - half), max(self.high, self.log_ratio + half)
         p_value = max(self.p_value, two_sided(self.log_ratio / error, freedom))
-        return Evidence(self.log_ratio, low, high, p_value, error, freedom, self.noise * factor)
+        return Evidence(self.log_ratio, low, high, p_value, error, freedom, math.hypot(self.noise, sd))
 
 
 def of_two_runs(baseline: Side, new: Side, floor: Floor) -> Evidence:
@@ -92,7 +90,6 @@ def pair_ratios(baseline: Side, new: Side) -> list[float]:
 
 
 def _rank_p(baseline: Side, new: Side) -> float:
-    """The rank test over all samples, each counting for what it is worth."""
-    before, after = (np.concatenate([np.asarray(series) for series in side.samples_ms]) for side in (baseline, new))
-    worth = sum(median.effective_size for median in (*baseline.medians, *new.medians))
-    return rank_test(before.tolist(), after.tolist(), (len(before) + len(after)) / worth)
+    """The rank test over all samples: no p-value is smaller than the samples, taken one by one, bear out."""
+    before, after = ([ms for series in side.samples_ms for ms in series] for side in (baseline, new))
+    return rank_test(before, after)

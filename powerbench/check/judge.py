@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 from powerbench.check.clocks import log_cycles, sample_mhz
@@ -11,10 +12,12 @@ from powerbench.check.evidence import Evidence, Side, of_pairs, of_two_runs, pai
 from powerbench.check.model import CaseVerdict, Policy, Verdict
 from powerbench.check.noise import Calibration, floor_of, moderated, sample_variance
 from powerbench.check.pairing import Pair
+from powerbench.check.statistics import wander
 from powerbench.check.triage import clock_changes, config_changes, machine_ratio, phase_changes
 from powerbench.results.model import Run
+from powerbench.results.statistics import median
 
-CONTROLS_MOVED = 2.0  # in standard errors
+PRIOR_CONTROLS = 4  # what the noise as assumed or measured is worth, in unchanged cases
 
 
 class Judged(NamedTuple):
@@ -46,6 +49,7 @@ def judge(
         if len(old.medians) == len(runs) > 1
     }
     variances, freedom = moderated(spreads, len(runs) - 1) if spreads else ({}, 0)
+    wandering = _wandering(measured)
     judged = []
     for found, old, one in measured:
         assert found.new
@@ -53,31 +57,74 @@ def judge(
             evidence, source = of_pairs(old, one, variances[found.case_id], freedom), f"{len(runs)} pairs of runs"
         else:
             floor = floor_of(found.case_id, baseline, new, calibration)
+            floor = floor.at_least(wandering[found.case_id], "as it wanders within the runs")
             evidence, source = of_two_runs(old.first, one.first, floor), floor.source
         machine = machine_ratio(found.new, baseline.ceilings, new.ceilings) if len(runs) == 1 else None
         judged.append(Judged(found, old, one, evidence, source, math.log(machine) if machine else None, _cycles(found)))
     return judged
 
 
+def _wandering(measured: Sequence[tuple[Pair, Side, Side]]) -> dict[str, float]:
+    """By case, how far the median moves within a run: that of its own two runs, or of its kernel's if that is more."""
+    own: dict[str, float] = {}
+    by_kernel: dict[str, list[float]] = {}
+    for found, old, one in measured:
+        assert found.new
+        own[found.case_id] = (wander(old.samples_ms[0]) + wander(one.samples_ms[0])) / 2
+        by_kernel.setdefault(found.new.case.kernel, []).append(own[found.case_id])
+    return {
+        found.case_id: math.sqrt(max(own[found.case_id], fmean(by_kernel[found.new.case.kernel])))
+        for found, _, _ in measured
+        if found.new
+    }
+
+
 def allow_for_controls(judged: list[Judged], controls: Sequence[str]) -> tuple[list[Judged], str | None]:
     """Widen every uncertainty where contestants that cannot have changed moved more than theirs allows, and say so.
 
-    Other people's kernels of the same version are an A/A test within the comparison. Their root mean square deviation
-    in standard errors (the Birge ratio) is 1 where the noise is known; from CONTROLS_MOVED on it is not, and scales it.
+    Other people's kernels of the same version are an A/A test within the comparison.
     """
     known = [case.evidence for case in judged if set(controls) & {case.kernel, case.kernel.partition("-")[0]}]
-    if not known:
-        return judged, None
-    scale = math.sqrt(sum((one.log_ratio / one.error) ** 2 for one in known) / len(known))
-    if scale < CONTROLS_MOVED:
+    unexplained = _unexplained(known)
+    if not unexplained:
         return judged, None
     source = f"{len(known)} unchanged cases"
-    wider = [case._replace(evidence=case.evidence.scaled(scale, len(known)), noise_source=source) for case in judged]
-    moved = math.expm1(math.sqrt(sum(one.log_ratio**2 for one in known) / len(known)))
+    freedom = PRIOR_CONTROLS + len(known)
+    wider = [
+        case._replace(evidence=case.evidence.widened(unexplained, freedom), noise_source=source) for case in judged
+    ]
+    moved = math.expm1(math.sqrt(fmean(one.log_ratio**2 for one in known)))
     return wider, (
-        f"the machine was not quiet: {len(known)} cases of contestants that are not on trial moved by {moved:.0%} "
-        f"(root mean square), {scale:.1f} times what their noise allows; all uncertainties are widened by that factor"
+        f"the machine was not quiet: {len(known)} cases of contestants that are not on trial moved by {moved:.1%} "
+        "(root mean square), more than expected; so all uncertainties are taken larger"
     )
+
+
+def _unexplained(known: Sequence[Evidence]) -> float:
+    """Standard deviation of what cases that did not change moved beyond their errors; 0 where those explain it.
+
+    The estimate of Paule and Mandel (1982): with it, the squares of the deviations in standard errors average 1. A few
+    more cases that moved as expected stand for what was assumed or measured before.
+    """
+    if not known:
+        return 0.0
+    usual = median([one.error for one in known])
+    # the square of Student's t is f / (f - 2) on average
+    expected = [1.0 if math.isinf(one.freedom) else one.freedom / max(1.0, one.freedom - 2.0) for one in known]
+
+    def surplus(variance: float) -> float:
+        moved = sum(
+            one.log_ratio**2 / (one.error**2 * factor + variance) for one, factor in zip(known, expected, strict=True)
+        )
+        return moved + PRIOR_CONTROLS * usual**2 / (usual**2 + variance) - len(known) - PRIOR_CONTROLS
+
+    low, high = 0.0, sum(one.log_ratio**2 for one in known) + usual**2
+    if surplus(low) <= 0:
+        return 0.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if surplus(middle) > 0 else (low, middle)
+    return math.sqrt(high)
 
 
 def _cycles(found: Pair) -> float | None:
