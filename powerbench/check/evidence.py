@@ -10,6 +10,7 @@ from powerbench.check.noise import Floor
 from powerbench.check.statistics import Median, bootstrap_median, quantile, rank_test, two_sided
 
 CONFIDENCE_P = 0.05  # of the interval that is shown
+NEARLY_NORMAL = 300.0  # degrees of freedom
 POWER_Z = 1.645  # of a normal distribution, for a detection in 95 % of runs
 
 
@@ -47,9 +48,12 @@ class Evidence(NamedTuple):
     noise: float
 
     def detectable(self, p_value: float, threshold: float) -> float:
-        """The smallest slowdown, as a fraction, that is called one in 95 % of runs by a test at this p-value."""
-        least = max(quantile(p_value, self.freedom) * self.error, math.log1p(threshold))
-        return math.expm1(least + POWER_Z * self.error)
+        """The smallest slowdown, as a fraction, that is called one in 95 % of runs by a test at this p-value.
+
+        Infinite where it would have to be a hundredfold: then nothing can be seen.
+        """
+        least = max(quantile(p_value, self.freedom) * self.error, math.log1p(threshold)) + POWER_Z * self.error
+        return math.expm1(least) if least < math.log(100.0) else math.inf
 
     def widened(self, sd: float, freedom: float) -> Evidence:
         """The same difference with one more source of noise, of this standard deviation, known to these degrees."""
@@ -65,11 +69,12 @@ def of_two_runs(baseline: Side, new: Side, floor: Floor) -> Evidence:
     (old,), (one,) = baseline.medians, new.medians
     ratio = one.log_median - old.log_median
     error = math.sqrt(old.standard_error**2 + one.standard_error**2 + floor.sd**2)
+    freedom = _freedom((old, one), floor, error)
     between = quantile(CONFIDENCE_P, floor.freedom) * floor.sd
     low = ratio - math.hypot(one.log_median - one.low, old.high - old.log_median, between)
     high = ratio + math.hypot(one.high - one.log_median, old.log_median - old.low, between)
-    p_value = max(two_sided(ratio / error, floor.freedom), _rank_p(baseline, new))
-    return Evidence(ratio, low, high, p_value, error, floor.freedom, floor.sd)
+    p_value = max(two_sided(ratio / error, freedom), _rank_p(baseline, new))
+    return Evidence(ratio, low, high, p_value, error, freedom, floor.sd)
 
 
 def of_pairs(baseline: Side, new: Side, variance: float, freedom: float) -> Evidence:
@@ -87,6 +92,14 @@ def of_pairs(baseline: Side, new: Side, variance: float, freedom: float) -> Evid
 def pair_ratios(baseline: Side, new: Side) -> list[float]:
     """The log ratio of each pair of runs: what drifts slowly is the same in both and drops out."""
     return [one.log_median - old.log_median for old, one in zip(baseline.medians, new.medians, strict=True)]
+
+
+def _freedom(medians: Sequence[Median], floor: Floor, error: float) -> float:
+    """Degrees of freedom of the error (Welch 1947, Satterthwaite 1946): one less than each side's effective size."""
+    parts = [median.standard_error**4 / max(median.effective_size - 1.0, 1.0) for median in medians]
+    unsure = sum(parts) + floor.sd**4 / floor.freedom
+    freedom = error**4 / unsure if unsure > 0 else math.inf
+    return math.floor(max(freedom, 1.0)) if freedom < NEARLY_NORMAL else math.inf
 
 
 def _rank_p(baseline: Side, new: Side) -> float:

@@ -14,6 +14,7 @@ from powerbench.check.noise import Calibration, floor_of, moderated, sample_vari
 from powerbench.check.pairing import Pair
 from powerbench.check.statistics import wander
 from powerbench.check.triage import clock_changes, config_changes, machine_ratio, phase_changes
+from powerbench.check.words import change
 from powerbench.results.model import Run
 from powerbench.results.statistics import median
 
@@ -93,9 +94,9 @@ def allow_for_controls(judged: list[Judged], controls: Sequence[str]) -> tuple[l
     wider = [
         case._replace(evidence=case.evidence.widened(unexplained, freedom), noise_source=source) for case in judged
     ]
-    moved = math.expm1(math.sqrt(fmean(one.log_ratio**2 for one in known)))
+    moved = change(math.exp(math.sqrt(fmean(one.log_ratio**2 for one in known))))
     return wider, (
-        f"the machine was not quiet: {len(known)} cases of contestants that are not on trial moved by {moved:.1%} "
+        f"the machine was not quiet: {len(known)} cases of contestants that are not on trial moved by {moved} "
         "(root mean square), more than expected; so all uncertainties are taken larger"
     )
 
@@ -152,12 +153,10 @@ def verdict(case: Judged, q_value: float, number: int, policy: Policy) -> CaseVe
         if case.cycles is not None and case.cycles > limit:
             what, reason = (
                 "inconclusive",
-                f"in cycles it is {math.expm1(case.cycles):.1%} slower: a higher clock hides it",
+                f"in cycles {change(math.exp(case.cycles))}: a higher clock hides it",
             )
     else:
-        high = math.expm1(evidence.high)
-        what = "inconclusive"
-        reason = f"may be up to {high:.1%} slower; what can be seen here is {detectable:.1%} and more"
+        what, reason = "inconclusive", f"may be slower, by up to {change(math.exp(evidence.high))}"
     return _row(case, what, reason, q_value, detectable, policy)
 
 
@@ -168,8 +167,7 @@ def _otherwise_explained(case: Judged, limit: float) -> str:
     if case.cycles is not None and sign * case.cycles <= limit:
         return "not confirmed in cycles: the clock changed, and explains the difference"
     if case.machine is not None and sign * case.machine > limit and sign * (ratio - case.machine) <= limit:
-        word = "slower" if sign > 0 else "faster"
-        return f"the machine itself was {abs(math.expm1(case.machine)):.1%} {word} at such work, by its ceilings"
+        return f"the machine itself took {change(math.exp(case.machine))} for such work, by its measured ceilings"
     return ""
 
 

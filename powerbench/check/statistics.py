@@ -52,8 +52,10 @@ def bootstrap_median(samples: Sequence[float]) -> Median:
 def effective_size(series: Sequence[float] | Floats) -> float:
     """How many independent samples a series in order of measurement is worth: between 1 and its length.
 
-    Length over 1 + 2 * the sum of its autocorrelations, summed while they are positive in pairs (Geyer 1992). Of ranks
-    and not of values, so that one outlier does not hide that the rest wanders.
+    The smaller of two estimates. Length over 1 + 2 * the sum of its autocorrelations, summed while they are positive in
+    pairs (Geyer 1992), sees any shape but stops early in short series. n (1 - r) / (1 + r), with r the correlation of
+    neighbours less its bias (Kendall 1954), sees a slow wander even there. Both of ranks and not of values, so that one
+    outlier does not hide that the rest wanders.
     """
     n = len(series)
     if n < 4:
@@ -61,10 +63,16 @@ def effective_size(series: Sequence[float] | Floats) -> float:
     ranks = np.argsort(np.argsort(np.asarray(series), kind="stable"), kind="stable") - (n - 1) / 2.0
     spectrum = np.fft.rfft(ranks, 2 * n)
     covariance = np.fft.irfft(spectrum * spectrum.conj())[: n - n % 2]
-    pairs = (covariance / covariance[0]).reshape(-1, 2).sum(axis=1)
+    correlation = covariance / covariance[0]
+    pairs = correlation.reshape(-1, 2).sum(axis=1)
     negative = np.flatnonzero(pairs <= 0)
-    time = 2.0 * float(pairs[: negative[0] if len(negative) else len(pairs)].sum()) - 1.0
-    return n / min(max(time, 1.0), float(n))
+    summed = 2.0 * float(pairs[: negative[0] if len(negative) else len(pairs)].sum()) - 1.0
+    neighbours = float(correlation[1])
+    neighbours = (
+        min(neighbours + (1.0 + 3.0 * neighbours) / n, 1.0 - 1.0 / n) if neighbours > 2.0 / math.sqrt(n) else 0.0
+    )
+    time = max(summed, (1.0 + neighbours) / (1.0 - neighbours), 1.0)
+    return n / min(time, float(n))
 
 
 def wander(samples: Sequence[float]) -> float:

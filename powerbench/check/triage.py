@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from powerbench.check.clocks import sample_mhz
+from powerbench.check.words import change
 from powerbench.results.model import Measurement, Run
 from powerbench.results.statistics import median
 from powerbench.roofline import Ceilings, roof_seconds
@@ -92,8 +93,8 @@ def alike(kernels: Sequence[str], log_ratios: Sequence[float], threshold: float)
     """A note where every kernel, other people's too, became slower together: then it is hardly a kernel."""
     if len(set(kernels)) < 3 or min(log_ratios) <= math.log1p(threshold):
         return None
-    low, high = math.expm1(min(log_ratios)), math.expm1(max(log_ratios))
+    low, high = change(math.exp(min(log_ratios))), change(math.exp(max(log_ratios)))
     return (
-        f"all {len(log_ratios)} cases of {len(set(kernels))} kernels are slower, by {low:.0%} to {high:.0%}: "
+        f"all {len(log_ratios)} cases of {len(set(kernels))} kernels are slower, by {low} to {high}: "
         "rather the machine than a kernel"
     )

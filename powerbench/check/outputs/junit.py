@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 
 from powerbench._version import __version__
 from powerbench.check.model import INCONCLUSIVE, NOTHING, CaseVerdict, Comparison, Demand
-from powerbench.check.outputs.text import change, interval, noise_line, times, words
+from powerbench.check.outputs.text import interval, noise_line, times, words
+from powerbench.check.words import change
 from powerbench.reports.text import printable
 
 NAME = "powerbench check"

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from powerbench.check.model import Comparison
 from powerbench.check.outputs.text import (
     NEXT_STEPS,
-    change,
     compared,
     demands,
     interval,
     noise_line,
     not_compared,
-    percent,
     times,
     words,
 )
+from powerbench.check.words import change, percent
 from powerbench.reports.text import printable
 
 SIGNS = {"regression": "🔴", "improvement": "🟢", "inconclusive": "🟡", "ok": "⚪", "missing": "🟡"}

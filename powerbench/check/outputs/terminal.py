@@ -12,16 +12,15 @@ from powerbench.check.model import Comparison, Policy
 from powerbench.check.noise import Calibration
 from powerbench.check.outputs.text import (
     NEXT_STEPS,
-    change,
     compared,
     demands,
     interval,
     noise_line,
     not_compared,
-    percent,
     times,
     words,
 )
+from powerbench.check.words import change, percent
 from powerbench.reports.text import printable
 
 STYLES = {"regression": "bold red", "improvement": "green", "inconclusive": "yellow", "missing": "yellow"}

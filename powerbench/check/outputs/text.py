@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from powerbench.check.model import COMPARED, CaseVerdict, Comparison, Demand
+from powerbench.check.words import change, percent
 from powerbench.reports.text import significant
 
 SHOWN_IDS = 3
@@ -13,11 +14,6 @@ NEXT_STEPS = {
     "of this machine, and --threshold and --allow-inconclusive say what is tolerated.",
     4: "Nothing was compared: see the reasons above; this is not a success.",
 }
-
-
-def change(ratio: float | None) -> str:
-    """+4.9 % for a ratio of 1.049; empty where there is none."""
-    return "" if ratio is None else f"{100 * (ratio - 1):+.1f} %"
 
 
 def interval(case: CaseVerdict) -> str:
@@ -30,11 +26,6 @@ def times(case: CaseVerdict) -> str:
     if case.baseline_ms is None or case.new_ms is None:
         return ""
     return f"{significant(case.baseline_ms)} -> {significant(case.new_ms)} ms"
-
-
-def percent(fraction: float | None) -> str:
-    """2.4 % for 0.024; empty where there is none."""
-    return "" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def words(case: CaseVerdict) -> list[str]:
