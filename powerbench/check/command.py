@@ -118,12 +118,12 @@ def _check_usage(runs: tuple[str, ...], options: dict[str, Any]) -> None:
         raise UserError(f"check takes one or two run files, not {len(runs)}")
     if bool(against) + bool(calibrate) + bool(runs) > 1:
         raise UserError(f"run files, --against and --calibrate exclude each other; give one of {ways}")
+    if options["update_baseline"] and (not folder or calibrate):
+        raise UserError("--update-baseline: goes with --baseline-dir DIR, and with NEW or what is measured now")
     if not (against or calibrate or folder or len(runs) == 2 or (runs and demands)):
         raise UserError(f"nothing to compare with; give one of {ways}")
     if folder and (against or len(runs) == 2):
         raise UserError("--baseline-dir: there is a baseline already; give at most NEW beside it")
-    if options["update_baseline"] and (not folder or calibrate):
-        raise UserError("--update-baseline: goes with --baseline-dir DIR, and with NEW or what is measured now")
     if demands and (calibrate or options["update_baseline"]):
         raise UserError("demands are held against a run that is compared; not with --calibrate or --update-baseline")
     idle = [name for name in ("suite", "kernels", "device", "keep") if runs and options[name]]

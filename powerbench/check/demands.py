@@ -46,7 +46,8 @@ def parse(kind: Kind, text: str) -> Wanted:
         limit = float(number)
     except ValueError:
         limit = 0.0
-    if limit <= 0 or (len(of) != 2 and (kind == "min-speedup" or len(of) > 1)) or not all(of):
+    number_named = len(of) == 2 if kind == "min-speedup" else len(of) <= 1
+    if limit <= 0 or not number_named or not all(of):
         raise UserError(f"--{kind}: {text!r} is not a demand such as {EXAMPLES[kind]}")
     return Wanted(kind, f"--{kind} {text}", of, count(ctx, f"--{kind}") if at else None, limit)
 
