@@ -17,6 +17,7 @@ from powerbench.device import Device
 from powerbench.kernels.kernel import TORCH_DTYPES, Forward, Inputs, Kernel
 from powerbench.problem import Case, Problem
 from powerbench.results.model import Phase, Status
+from powerbench.telemetry import UNAVAILABLE, Gauge, Reading, over
 from powerbench.timing import Method, Policy, Timer, time_call
 
 # Phases explain a time and are not ranked by theirs: half the samples, so that they cost less than the case itself.
@@ -40,9 +41,10 @@ class Opened:
 
 @dataclass(frozen=True)
 class Sampled:
-    """More samples, in ms."""
+    """More samples, in ms, and the state of the GPU over them."""
 
     ms: tuple[float, ...]
+    state: Reading = UNAVAILABLE
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Bench:
     seed: int
     kernels: Mapping[str, Kernel]
     method: Method
+    gauge: Gauge = Reading  # which has nothing to read
     _inputs: Inputs | None = None
     _problem: Problem | None = None
     _live: dict[str, _Live] = field(default_factory=dict)
@@ -120,7 +123,7 @@ class Bench:
             return Opened(gated.error, allowed, config)
 
         def make() -> Callable[[], object]:
-            return _call(kernel, case, inputs, forward)
+            return timed_call(kernel, case, inputs, forward)
 
         call = make()
         peak = self.device.peak_memory_bytes(call)  # also the warm-up: what compiles or tunes does it here or above
@@ -133,10 +136,20 @@ class Bench:
         return Opened(gated.error, allowed, config, timer.name, timer.reason, _rounded(wall_ms), peak)
 
     def _sample(self, case: Case, number: int) -> Reply:
-        timer = self._live[case.case_id].timer
+        timer, readings = self._live[case.case_id].timer, []
         if number > 1:
             timer.run()  # caches as this contestant leaves them; a call so long that it is sampled singly fills its own
-        return Sampled(_rounded(timer.sample() for _ in range(number)))
+            readings.append(self._read())  # a GPU is still at work on that call
+        ms = _rounded(timer.sample() for _ in range(number))
+        readings.append(self._read())  # at once: its clock outlasts the load by little
+        return Sampled(ms, over(readings))
+
+    def _read(self) -> Reading:
+        """Outside every clock."""
+        try:
+            return self.gauge()
+        except Exception:  # whatever a driver makes of it: a reading is not worth a case
+            return UNAVAILABLE
 
     def _close(self, case: Case, phases: bool) -> Reply:
         live = self._live.pop(case.case_id)
@@ -194,7 +207,7 @@ def _time_phase(name: str, call: Callable[[], object], bench: Bench) -> Phase:
         return Phase(name, message=_in_words(error))
 
 
-def _call(kernel: Kernel, case: Case, inputs: Inputs, forward: Forward) -> Callable[[], object]:
+def timed_call(kernel: Kernel, case: Case, inputs: Inputs, forward: Forward) -> Callable[[], object]:
     """What is timed: the case's pass, from tensors on the device to tensors on the device."""
     if case.pass_ == "fwd":
 

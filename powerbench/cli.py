@@ -39,6 +39,18 @@ SELECTORS = (
     ("--kernels", "LIST", "Families or rows as `powerbench list kernels` prints them [what suits the device]."),
 )
 
+# (option, help): keys of a model's shape; `powerbench.models` checks them.
+SHAPE = (
+    ("--layers", "Layers."),
+    ("--d-model", "Width of the residual stream."),
+    ("--heads", "Query heads."),
+    ("--kv-heads", "Key/value heads [as --heads]."),
+    ("--head-dim", "Head dimension [d-model / heads]."),
+    ("--d-ff", "Width of the MLP."),
+    ("--vocab", "Size of the vocabulary."),
+    ("--mlp-matrices", "Matrices of the MLP: 3 with a gate, 2 without [3]."),
+)
+
 TIMEOUT = click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
@@ -57,6 +69,13 @@ def selectors(command: F) -> F:
         click.option("--suite", metavar="NAME|FILE.toml", help="Start from a suite (`powerbench list suites`)."),
     ):
         command = option(command)
+    return command
+
+
+def shape(command: F) -> F:
+    """Adds the options that make up a model's shape."""
+    for name, text in reversed(SHAPE):
+        command = click.option(name, metavar="N", help=text)(command)
     return command
 
 
@@ -142,6 +161,8 @@ def show(run: str, format_: str, phases: bool) -> None:
         raise UserError(f"--phases goes with --format csv or json; {format_} shows phases where the run has some")
     loaded = load(run)
     _warn(loaded.warnings)
+    if format_ in ("csv", "json"):  # which have no place for them
+        _warn(loaded.spoilers)
     if phases:
         click.echo(render_phases(loaded, format_), nl=False)
     elif format_ == "table":
@@ -198,6 +219,43 @@ def list_suites() -> None:
 
     for name in presets():
         click.echo(f"{name:10} {load(name).purpose}")
+
+
+@list_.command("models")
+def list_models() -> None:
+    """The model shapes that `powerbench wsfr --preset` knows."""
+    from powerbench.models import presets  # noqa: PLC0415
+
+    for name, model in presets().items():
+        click.echo(f"{name:13} {model.counted_parameters / 1e9:5.2f} B  {model.text}\n{'':23}{model.source}")
+
+
+@cli.command()
+@click.option("--preset", metavar="NAME|FILE.toml", help="Model shape (`powerbench list models`) [llama-8b].")
+@shape
+@click.option("--ctx", default="1k..1m:6", show_default=True, metavar="LIST", help="Context lengths: 64k, 1k..1m ...")
+@click.option("--p", default="1,2,3,4", show_default=True, metavar="LIST", help="Degrees of power attention.")
+@click.option("--window", metavar="N", help="Sliding window in tokens [the model's own, or 4k].")
+@click.option("--full-every", metavar="N", help="Hybrid: one full layer in each N [the model's own, or 6].")
+@click.option("--chunk", metavar="N", help="Chunk size of power and linear attention [that of the GPU kernels].")
+@click.option("--mode", type=click.Choice(["prefill", "decode"]), default="prefill", show_default=True,
+              help="FLOPs of the mean token of a context, or of its last one.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True,
+              help="Of the numbers in a state or KV cache.")  # fmt: skip
+@click.option("--format", "format_", type=click.Choice(["table", "csv", "json", "markdown"]), default="table")
+def wsfr(format_: str, **selected: Any) -> None:
+    """The weight-state FLOP ratio of a model, for each attention that could stand in it, at each context.
+
+    A shape of your own: by options, by a TOML file, or a preset with options that override its keys.
+    """
+    from powerbench.reports.wsfr_choice import analysis  # noqa: PLC0415
+    from powerbench.reports.wsfr_table import print_wsfr, render  # noqa: PLC0415
+
+    chosen = analysis({name: value for name, value in selected.items() if value is not None})
+    if format_ == "table":
+        print_wsfr(chosen, _console())
+    else:
+        click.echo(render(chosen, format_), nl=False)
 
 
 @cli.command()

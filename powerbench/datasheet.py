@@ -29,15 +29,20 @@ def _rates(tensor_16_bit: float, tf32: float, fp32: float) -> dict[str, float]:
 
 
 # NVIDIA's datasheets print tensor core figures with sparsity, twice the dense ones, for Hopper and Ada: halved here.
+# Names: nvidia-smi's, which are CUDA's. "80GB HBM3" is the H100 SXM, and "H200" without more the H200 SXM.
 DATASHEETS: dict[str, Datasheet] = {
     # "NVIDIA H200 Tensor Core GPU" datasheet, columns SXM and NVL
     "NVIDIA H200": Datasheet(_rates(989.5, 494.5, 67.0), 4800),
     "NVIDIA H200 NVL": Datasheet(_rates(835.5, 417.5, 60.0), 4800),
-    # "NVIDIA H100 Tensor Core GPU" datasheet, columns SXM and PCIe
+    # "NVIDIA H100 Tensor Core GPU" datasheet: columns SXM and NVL; the PCIe one is in editions of before the NVL
     "NVIDIA H100 80GB HBM3": Datasheet(_rates(989.5, 494.5, 67.0), 3350),
+    "NVIDIA H100 NVL": Datasheet(_rates(835.5, 417.5, 60.0), 3900),
     "NVIDIA H100 PCIe": Datasheet(_rates(756.5, 378.0, 51.0), 2000),
-    # "NVIDIA A100 Tensor Core GPU" datasheet, column 80GB SXM (dense figures are printed)
+    # "NVIDIA A100 Tensor Core GPU" datasheet, columns 80GB SXM and PCIe, in earlier editions 40GB (dense is printed)
     "NVIDIA A100-SXM4-80GB": Datasheet(_rates(312.0, 156.0, 19.5), 2039),
+    "NVIDIA A100 80GB PCIe": Datasheet(_rates(312.0, 156.0, 19.5), 1935),
+    "NVIDIA A100-SXM4-40GB": Datasheet(_rates(312.0, 156.0, 19.5), 1555),
+    "NVIDIA A100-PCIE-40GB": Datasheet(_rates(312.0, 156.0, 19.5), 1555),
     # "NVIDIA L4 Tensor Core GPU" datasheet
     "NVIDIA L4": Datasheet(_rates(121.0, 60.0, 30.3), 300),
     # "NVIDIA Ada GPU Architecture" whitepaper, appendix A; 16 bit with fp32 accumulation, dense

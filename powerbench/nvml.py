@@ -1,7 +1,8 @@
 """What NVML says of a GPU: the only file that knows nvidia-ml-py (`pynvml`), an extra.
 
-`opened` gives a `Gpu`, whose `ask` is any query of NVML by its name in nvidia-ml-py: a value, or None where this GPU,
-this driver or this nvidia-ml-py does not answer. `facts` are the answers that stay the same during a run.
+`opened` and `connect` give a `Gpu`, whose `ask` is any query of NVML by its name in nvidia-ml-py: a value, or None
+where this GPU, this driver or this nvidia-ml-py does not answer. `facts` are the answers that stay the same during a
+run; `powerbench.telemetry` asks for those that do not.
 """
 
 from __future__ import annotations
@@ -57,15 +58,25 @@ class Gpu:
 @contextlib.contextmanager
 def opened(uuid: str) -> Iterator[Gpu]:
     """The GPU of this UUID (without its GPU- or MIG-) for as long as the block lasts. Raises NvmlUnavailableError."""
+    gpu = connect(uuid)
+    try:
+        yield gpu
+    finally:
+        gpu.library.nvmlShutdown()
+
+
+def connect(uuid: str) -> Gpu:
+    """The GPU of this UUID, as `opened` has it, for as long as the process lives. Raises NvmlUnavailableError."""
     library = load()
     try:
         library.nvmlInit()
     except library.NVMLError as error:
         raise NvmlUnavailableError(f"NVML does not start: {error}") from error
     try:
-        yield _find(library, uuid)
-    finally:
+        return _find(library, uuid)
+    except NvmlUnavailableError:
         library.nvmlShutdown()
+        raise
 
 
 def load() -> Any:
@@ -125,9 +136,10 @@ def _ask(library: Any, query: str, *arguments: object) -> Any:
     function = getattr(library, query, None)  # deprecated queries leave nvidia-ml-py one day
     if function is None:
         return None
+    mismatch = getattr(library, "NVMLLibraryMismatchError", library.NVMLError)  # a driver older than nvidia-ml-py
     try:
         return function(*arguments)
-    except library.NVMLError:  # not supported by this GPU, not permitted, not in this driver
+    except (library.NVMLError, mismatch):  # not supported by this GPU, not permitted, not in this driver
         return None
 
 

@@ -36,6 +36,11 @@ class PlannedCase:
     phases: bool = False
 
     @property
+    def floor_seconds(self) -> float:
+        """What no call can undercut: its time at the roof. 0 where it will be skipped."""
+        return self.call_seconds * ASSUMED_ROOF_FRACTION
+
+    @property
     def total_seconds(self) -> float:
         """Predicted time of the whole case: gate, warm-up, samples, re-check; phases as if each took an equal part."""
         if self.reason:

@@ -18,7 +18,7 @@ from powerbench.bench import Closed, Fault, Opened, Reply, Sampled
 from powerbench.device import Device
 from powerbench.plan import PlannedCase
 from powerbench.problem import Case
-from powerbench.results.model import INTERLEAVED, Measurement
+from powerbench.results.model import INTERLEAVED, Measurement, Round
 from powerbench.stopping import Stopping
 from powerbench.worker import WorkerLost
 
@@ -127,6 +127,8 @@ class _Entry:
     order: str
     opened: Opened | None = None
     samples_ms: list[float] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
+    retaken: list[Round] = field(default_factory=list)
     spent_s: float = 0.0
 
     def again(self) -> _Entry:
@@ -194,6 +196,12 @@ class _Sweep:
         sampled = self._ask(entry, "sample", self.stopping.next_round(entry.samples_ms), Sampled)
         if isinstance(sampled, Fault):
             return sampled
+        taken = Round(len(sampled.ms), *sampled.state)
+        if self.stopping.retake(taken, entry.retaken):
+            entry.retaken.append(taken)
+            time.sleep(self.stopping.pause_seconds)  # for the GPU to recover; the case's own time does not run
+            return None
+        entry.rounds.append(taken)
         entry.samples_ms += sampled.ms
         stop = self.stopping.reason(entry.samples_ms)
         if stop is None:
@@ -201,8 +209,10 @@ class _Sweep:
         closed = self._ask(entry, "close", entry.item.phases, Closed)
         if isinstance(closed, Fault):
             return closed
-        times = {"samples_ms": tuple(entry.samples_ms), "stop": stop, "order": entry.order, "phases": closed.phases}
-        return _complete(entry, entry.opened, **times)
+        return _complete(
+            entry, entry.opened, samples_ms=tuple(entry.samples_ms), stop=stop, order=entry.order,
+            phases=closed.phases, rounds=tuple(entry.rounds), retaken=tuple(entry.retaken),
+        )  # fmt: skip
 
     def _ask(self, entry: _Entry, verb: str, argument: int | bool, kind: type[R]) -> R | Fault:
         if self.host is None:

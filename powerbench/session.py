@@ -26,6 +26,7 @@ from powerbench.results.model import SCHEMA_VERSION, Header, Measurement, Run
 from powerbench.results.store import RunWriter, load
 from powerbench.roofline import Ceilings
 from powerbench.runner import run
+from powerbench.spoilers import spoilers
 from powerbench.suites import Suite
 from powerbench.suites.grammar import words
 from powerbench.terminal import Watcher, duration, outcome, print_plan
@@ -97,7 +98,10 @@ class Session:
 
     def sweep(self, path: Path, command: str, *, resume: bool) -> Run:
         """Measure every case that the run file does not hold yet; each is on disk the moment it is taken."""
-        writer, earlier = self._open(path, command, resume)
+        warnings = spoilers(self.device)  # before anything has been done here that would look like another's
+        for warning in warnings:
+            self.console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        writer, earlier = self._open(path, command, resume, warnings)
         with writer:
             ceilings = earlier.ceilings
             if not set(self.suite.dtype or ()) <= set(ceilings.matmul_flops_per_s):  # resumed with one more dtype
@@ -122,7 +126,7 @@ class Session:
                 self.console.print(f"interrupted: {message}", markup=False, soft_wrap=True)
                 raise
             if measured:
-                writer.append_ceilings(self.ceilings())
+                writer.append_ceilings(self.ceilings(), warnings if resume else ())
         return load(path)
 
     def _note_cases_without_phases(self, earlier: Run) -> None:
@@ -134,7 +138,7 @@ class Session:
             message = f"--phases: cases measured earlier without, which stay as they are: {len(whole)}"
             self.console.print(message, markup=False, soft_wrap=True)
 
-    def _open(self, path: Path, command: str, resume: bool) -> tuple[RunWriter, Run]:
+    def _open(self, path: Path, command: str, resume: bool, warnings: tuple[str, ...]) -> tuple[RunWriter, Run]:
         if resume and path.exists():
             writer, earlier = RunWriter.resume(path)
             for warning in earlier.warnings:
@@ -154,7 +158,7 @@ class Session:
             suite=self.suite.name,
             seed=self.seed,
             started=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-            environment=collect(self.device, {kernel.name: kernel.version() for kernel in self.kernels}),
+            environment=collect(self.device, {kernel.name: kernel.version() for kernel in self.kernels}, warnings),
             ceilings=self._all_ceilings(),
         )
         return RunWriter.create(path, header), Run(str(path), header, ())

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from powerbench.results.model import Round
 from powerbench.results.statistics import median, median_interval
 
 StopReason = Literal["precise", "time", "samples"]  # the precision, or which of the two caps was reached
@@ -25,16 +26,19 @@ class Stopping:
     """At least `min_samples` and `min_seconds` of measured time, then until the median is precise or a cap is reached.
 
     Of calls longer than `slow_seconds`, `slow_samples` are enough. `precision` is the relative standard error of the
-    median, of 1. `max_samples` also ends calls so short that `min_seconds` would take tens of thousands.
+    median, of 1. `max_samples` also ends calls so short that `min_seconds` would take tens of thousands. A round of
+    samples taken while the GPU was slowed down is taken again, up to `max_retakes` times a case, `pause_seconds` later.
     """
 
     min_samples: int = 10
     slow_samples: int = 5
     slow_seconds: float = 1.0
     min_seconds: float = 0.3
-    precision: float = 0.005
-    max_seconds: float = 0.5
+    precision: float = 0.0025
+    max_seconds: float = 1.0
     max_samples: int = 1000
+    max_retakes: int = 5
+    pause_seconds: float = 0.5
 
     def reason(self, samples_ms: Sequence[float]) -> StopReason | None:
         """Why these samples (in ms, of single calls) are enough; None: go on."""
@@ -46,6 +50,10 @@ class Stopping:
         if len(samples_ms) >= self.max_samples:
             return "samples"
         return "time" if seconds >= self.max_seconds else None
+
+    def retake(self, taken: Round, retaken: Sequence[Round]) -> bool:
+        """Whether the samples of the round just `taken` are to be dropped and taken again."""
+        return bool(taken.slowdowns) and len(retaken) < self.max_retakes
 
     def next_round(self, samples_ms: Sequence[float]) -> int:
         """How many samples to take before the other contestants have their turn."""

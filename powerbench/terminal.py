@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from powerbench.results.model import Measurement
+from powerbench.roofline import ABOVE_ROOF_TOLERANCE
 
 if TYPE_CHECKING:
     from powerbench.plan import PlannedCase
@@ -32,14 +33,18 @@ def median(samples_ms: Sequence[float]) -> float:
     return sorted(samples_ms)[len(samples_ms) // 2]
 
 
-def outcome(measurement: Measurement) -> str:
-    """One case's result in a few words."""
-    if measurement.status == "ok":
-        error = f"error {measurement.error:.1e}"
-        if not measurement.samples_ms:
-            return f"ok, {error}"
-        return f"{median(measurement.samples_ms):.3f} ms, {error}{_phases_timed(measurement)}"
-    return f"{measurement.status}: {measurement.message}"
+def outcome(measurement: Measurement, floor_ms: float = 0.0) -> str:
+    """One case's result in a few words; a time well under `floor_ms`, that of the roof, is none."""
+    if measurement.status != "ok":
+        return f"{measurement.status}: {measurement.message}"
+    error = f"error {measurement.error:.1e}"
+    if not measurement.samples_ms:
+        return f"ok, {error}"
+    time_ms = median(measurement.samples_ms)
+    if time_ms * ABOVE_ROOF_TOLERANCE < floor_ms:
+        return f"invalid: {time_ms:.3g} ms, where this machine needs {floor_ms:.3g} ms at best"
+    throttled = ", throttled" if measurement.throttled else ""
+    return f"{time_ms:.3f} ms, {error}{_phases_timed(measurement)}{throttled}"
 
 
 def _phases_timed(measurement: Measurement) -> str:
@@ -88,7 +93,8 @@ class Watcher:
         self.predicted_done += planned.total_seconds
         self.progress.update(self.task, advance=1, eta=self.eta())
         if not self.console.is_terminal:
-            line = f"[{self.count}/{self.total}] {measurement.case_id}: {outcome(measurement)} (ETA {self.eta()})"
+            result = outcome(measurement, planned.floor_seconds * 1e3)
+            line = f"[{self.count}/{self.total}] {measurement.case_id}: {result} (ETA {self.eta()})"
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

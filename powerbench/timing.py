@@ -3,10 +3,13 @@
 A sample is one call. `Mode` says between what:
 
 * `graph` (CUDA): two events around one replay of a CUDA graph that holds the whole call. No launch overhead.
-* `events` (CUDA): two events around one call. Before it the device spins for about a millisecond, during which the
-  host enqueues the whole call, so that launch overhead stays out (unless enqueueing takes longer than that: such a
-  call is host bound, and its time says so).
+* `events` (CUDA): two events around one call, which the host enqueues while the device spins, so that launch overhead
+  stays out (unless the call itself waits for the device).
 * `wall`: the host's clock around one call and the device's end of it: what a user waits, launches included.
+
+Before each sample by graph or events one thread of the device spins: long enough for the host to enqueue the call, and
+for half as long as the call takes (`spin_ms`). Back to back, products at full rate run into the power limit within some
+milliseconds, and clocks then wander by several per cent from sample to sample; after a rest they do not.
 
 With a `cold` L2 the device overwrites its cache with a buffer of several times its size before each sample, outside
 the clock; with a `hot` one it does not. The caches of a CPU are left as they are.
@@ -30,10 +33,9 @@ Mode = Literal["graph", "events", "wall"]
 L2 = Literal["cold", "hot"]
 Call = Callable[[], object]
 
-SPIN_CYCLES = {
-    "graph": 200_000,
-    "events": 2_000_000,
-}  # about 0.1 and 1 ms at an H200's 1.98 GHz; a replay is one launch
+SPIN_CYCLES_PER_MS = 2_000_000  # at about 2 GHz, as an H200's 1.98
+MIN_SPIN_MS, MAX_SPIN_MS = 1.0, 20.0
+REST = 0.5  # of the time that a call takes
 FLUSH_BYTES = 256 * 1024**2  # over four times the L2 of an H200 (60 MB); writing it takes about 60 us there
 CAPTURE_WARM_UPS = 3  # on the stream that captures, as torch's documentation of CUDA graphs asks for
 WALL_SAMPLES = 5  # beside device times: enough for a median
@@ -83,15 +85,39 @@ def timer(make: Callable[[], Call], device: torch.device, method: Method) -> Tim
     reason = None
     if method.mode != "events":
         try:
-            replay = _capture(make, device)
-            return Timer(f"graph-{method.l2}", lambda: _events_ms(replay, device, method.l2, "graph"), replay)
+            return _device_timer(f"graph-{method.l2}", _capture(make, device), device, method.l2)
         except Exception as error:  # a contestant may raise anything when it is captured
             if method.mode == "graph":
                 raise
-            reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
+            reason = _first_cause(error)
         torch.cuda.synchronize(device)  # raises where the failed capture has cost the device
-    call = make()
-    return Timer(f"events-{method.l2}", lambda: _events_ms(call, device, method.l2, "events"), call, reason)
+    return _device_timer(f"events-{method.l2}", make(), device, method.l2, reason)
+
+
+def _device_timer(name: str, call: Call, device: torch.device, l2: L2, reason: str | None = None) -> Timer:
+    cycles = int(_measured_spin_ms(call, device) * SPIN_CYCLES_PER_MS)
+    return Timer(name, lambda: _events_ms(call, device, l2, cycles), call, reason)
+
+
+def spin_ms(enqueue_ms: float, whole_ms: float) -> float:
+    """How long to spin before a call whose enqueueing takes the host so long, and which takes so long in all."""
+    return max(MIN_SPIN_MS, min(MAX_SPIN_MS, max(2 * enqueue_ms, REST * whole_ms)))
+
+
+def _measured_spin_ms(call: Call, device: torch.device) -> float:
+    torch.cuda.synchronize(device)
+    start = time.perf_counter_ns()
+    call()
+    enqueued = time.perf_counter_ns()
+    torch.cuda.synchronize(device)
+    return spin_ms((enqueued - start) / 1e6, (time.perf_counter_ns() - start) / 1e6)
+
+
+def _first_cause(error: BaseException) -> str:
+    """In a line. What ends a capture raises once more, of an error in the capture; the first one says what it was."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
 
 
 def wall_beside(call: Call, device: torch.device, l2: L2) -> tuple[float, ...]:
@@ -110,8 +136,12 @@ def _capture(make: Callable[[], Call], device: torch.device) -> Call:
             call()
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        result = call()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            result = call()
+    except Exception:
+        _end_failed_capture(stream)
+        raise
     held = (call, result)  # the call too: a captured backward pass reads what its forward saved
 
     def replay() -> object:
@@ -119,6 +149,15 @@ def _capture(make: Callable[[], Call], device: torch.device) -> Call:
         return held[1]
 
     return replay
+
+
+def _end_failed_capture(stream: torch.cuda.Stream) -> None:
+    """After a failed capture torch's random generator still believes in it and raises; one that succeeds ends that."""
+    with torch.cuda.stream(stream):
+        x = torch.zeros(1, device=stream.device)
+    torch.cuda.synchronize(stream.device)
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
+        x.neg_()
 
 
 def _wall_ms(call: Call, device: torch.device, l2: L2) -> float:
@@ -135,9 +174,9 @@ def _wall_ms(call: Call, device: torch.device, l2: L2) -> float:
     return (time.perf_counter_ns() - start) / 1e6
 
 
-def _events_ms(call: Call, device: torch.device, l2: L2, mode: Mode) -> float:
+def _events_ms(call: Call, device: torch.device, l2: L2, spin_cycles: int) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda._sleep(SPIN_CYCLES[mode])  # private, but torch's own tests and benchmarks have used it for years
+    torch.cuda._sleep(spin_cycles)  # private, but torch's own tests and benchmarks have used it for years
     if l2 == "cold":
         _flush_buffer(device).zero_()
     start.record()

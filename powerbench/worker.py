@@ -23,6 +23,7 @@ from powerbench.device import Device
 from powerbench.errors import DeviceLostError
 from powerbench.problem import Case
 from powerbench.results.model import Status
+from powerbench.telemetry import gauge
 from powerbench.timing import Method
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class Setup:
         from powerbench.bench import Bench  # noqa: PLC0415  in a worker, not before its output is turned away
 
         module, _, name = self.kernels.partition(":")
-        return Bench(self.device, self.seed, getattr(import_module(module), name)(), self.method)
+        kernels = getattr(import_module(module), name)()
+        return Bench(self.device, self.seed, kernels, self.method, gauge(self.device.uuid()))
 
 
 class WorkerLost(Exception):  # noqa: N818  not an error of powerbench: the fate of a case

@@ -13,6 +13,7 @@ from powerbench.device import Device
 from powerbench.kernels.kernel import Forward, Inputs, Kernel
 from powerbench.problem import Case, Params, Problem
 from powerbench.roofline import Ceilings
+from powerbench.telemetry import Gauge, Reading
 from powerbench.timing import Method
 
 WALL = Method("wall", "hot")
@@ -24,8 +25,8 @@ PROBLEM = Problem(2, 40, 4, 2, 8, 8, "fp32", True)
 class Inline:
     """A bench in this process, for kernels that cannot be named across processes; otherwise as a worker has it."""
 
-    def __init__(self, kernels: Iterable[Kernel], device: Device = CPU) -> None:
-        self.bench = Bench(device, 0, {kernel.name: kernel for kernel in kernels}, WALL)
+    def __init__(self, kernels: Iterable[Kernel], device: Device = CPU, gauge: Gauge = Reading) -> None:
+        self.bench = Bench(device, 0, {kernel.name: kernel for kernel in kernels}, WALL, gauge)
         self.asked: list[tuple[str, str]] = []
 
     def ask(self, verb: str, case: Case, argument: int | bool, timeout_s: float) -> Reply:
@@ -40,7 +41,7 @@ def softmax(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tens
     """Causal softmax attention as plainly as it can be written; GQA by repetition."""
     k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], dim=2) for t in (k, v))
     scores = torch.einsum("bihd,bjhd->bhij", q, k) / q.shape[-1] ** 0.5
-    mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril()
+    mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril()
     return torch.einsum("bhij,bjhe->bihe", scores.masked_fill(~mask, float("-inf")).softmax(-1), v)
 
 

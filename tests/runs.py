@@ -10,7 +10,7 @@ import numpy as np
 from powerbench.cost import Cost, Launch
 from powerbench.nvml import Facts
 from powerbench.problem import Case, DType, Params, Pass, Problem
-from powerbench.results.model import SCHEMA_VERSION, Environment, Header, Measurement, Phase, Run, Status
+from powerbench.results.model import SCHEMA_VERSION, Environment, Header, Measurement, Phase, Round, Run, Status
 from powerbench.roofline import Ceiling, Ceilings
 
 POWERS_OF_TWO = (1024, 2048, 4096, 8192, 16384)
@@ -20,6 +20,12 @@ FACTS = Facts(
     nvml="13.580.1", uuid="GPU-0badcafe", driver="580.159.04", cuda_driver="13.0", persistence_mode="on", ecc="on",
     mig="off", application_sm_mhz=1500, default_application_sm_mhz=1980, max_sm_mhz=1980, power_limit_w=700.0,
 )  # fmt: skip
+
+
+# What the GPU was doing over the twenty samples of a case.
+COOL = Round(20, 1980.0, 520.5, 51.0, ())
+CAPPED = Round(20, 1755.0, 699.0, 62.0, ("sw power cap",))
+HOT = Round(20, 1200.0, 610.0, 91.0, ("sw power cap", "hw thermal slowdown", "hw slowdown"))
 
 
 def gpu_ceilings(peak: float = 7.9e14, bandwidth: float = 4.1e12) -> Ceilings:
@@ -97,6 +103,8 @@ def measurement(
     config: dict[str, str] | None = None,
     timer_reason: str | None = None,
     wall_ms: tuple[float, ...] = (),
+    rounds: tuple[Round, ...] = (),
+    retaken: tuple[Round, ...] = (),
 ) -> Measurement:
     """One case of `ms` milliseconds with `n` noisy samples; without `ms`, a row of another status."""
     case = Case(problem(ctx, tokens=tokens, dtype=dtype), kernel, params or Params(), pass_)
@@ -120,6 +128,8 @@ def measurement(
         order="interleaved",
         timer_reason=timer_reason,
         wall_ms=wall_ms,
+        rounds=rounds,
+        retaken=retaken,
     )
 
 
@@ -169,7 +179,7 @@ def _gpu_case(kernel: str, ctx: int, pass_: Pass, tokens: int, params: Params, *
     config = {"BLOCK_M": "128", "num_warps": "8"} if kernel.endswith("triton") else {}
     return measurement(
         kernel, ctx, ms, params=params, pass_=pass_, tokens=tokens, dtype="bf16", flops=flops, n=20, config=config,
-        moved=tokens * 8 * 64 * 2 * 4, noise=0.004, wall_ms=(ms * 1.01,),
+        moved=tokens * 8 * 64 * 2 * 4, noise=0.004, wall_ms=(ms * 1.01,), rounds=(COOL,) if softmax else (CAPPED,),
         timer_reason="RuntimeError: cannot synchronize while capturing" if kernel == "sdpa-math" else None,
     )  # fmt: skip
 
@@ -239,6 +249,23 @@ def phases_run() -> Run:
     return run(found, header("NVIDIA H200", peak=7.9e14, bandwidth=4.1e12))
 
 
+BUSY = "the GPU is in use: 2 other processes on it (71, 72)"
+
+
+def throttled_run() -> Run:
+    """A shared GPU that grew hot: one case was taken in its slowdown to the end, another was taken again."""
+    of = header("NVIDIA H200", peak=7.9e14, bandwidth=4.1e12)
+    of = msgspec.structs.replace(of, environment=msgspec.structs.replace(of.environment, warnings=(BUSY,)))
+    found = []
+    for ctx in (1024, 4096):
+        base = {"dtype": "bf16", "n": 20, "flops": 1e9}
+        found.append(measurement("sdpa-cudnn", ctx, ctx / 1e3, rounds=(CAPPED,), retaken=(HOT, HOT), **base))
+        rounds, retaken = ((HOT,), (HOT,) * 5) if ctx == 4096 else ((COOL,), ())
+        params = Params(2, 16, 256)
+        found.append(measurement("power-triton", ctx, 2.0, params=params, rounds=rounds, retaken=retaken, **base))
+    return run(found, of)
+
+
 HOSTILE = '</script><img src=x onerror="alert(1)">|`$x_{$\x1b[31m[red]&amp;é'
 
 
@@ -247,6 +274,7 @@ def hostile_run() -> Run:
     environment = msgspec.structs.replace(
         header().environment, device=HOSTILE, os=HOSTILE, cpu=HOSTILE, packages={HOSTILE: HOSTILE}, cuda=HOSTILE,
         gpu=Facts(nvml=HOSTILE, uuid=HOSTILE, driver=HOSTILE, ecc=HOSTILE, mig=HOSTILE, persistence_mode=HOSTILE),
+        warnings=(HOSTILE,),
     )  # fmt: skip
     ceilings = header().ceilings
     measured = (Ceiling("matmul", 10**9, (1.0,), HOSTILE, HOSTILE, HOSTILE), Ceiling("copy", 9, (1.0,), "", HOSTILE))
@@ -254,7 +282,15 @@ def hostile_run() -> Run:
     worst = msgspec.structs.replace(header(), environment=environment, command=HOSTILE, suite=HOSTILE, started=HOSTILE)
     worst = msgspec.structs.replace(worst, ceilings=ceilings)
     found = [
-        measurement(f"sdpa-{HOSTILE}", ctx, ctx * 2.0, flops=1e6, config={HOSTILE: HOSTILE}, message=HOSTILE)
+        measurement(
+            f"sdpa-{HOSTILE}",
+            ctx,
+            ctx * 2.0,
+            flops=1e6,
+            config={HOSTILE: HOSTILE},
+            message=HOSTILE,
+            rounds=(Round(7, 1e3, 1.0, 1.0, (HOSTILE, "hw slowdown")),),
+        )
         for ctx in (1024, 2048)
     ]
     for ctx in (1024, 2048):
@@ -304,4 +340,5 @@ RUNS: dict[str, Callable[[], Run]] = {
     "no ledger": no_ledger_run,
     "hostile": hostile_run,
     "with phases": phases_run,
+    "throttled": throttled_run,
 }

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from powerbench.check import clocks, judge, triage
+from powerbench.check import clocks, triage
 from powerbench.check.baselines import load_calibration, save_calibration
 from powerbench.check.compare import compare, compare_pairs
 from powerbench.check.demands import hold, parse
@@ -17,7 +17,7 @@ from powerbench.check.model import Comparison, Demand, Policy
 from powerbench.check.noise import ASSUMED, Calibration, CaseNoise, floor_of, moderated
 from powerbench.errors import UserError
 from powerbench.problem import Params
-from powerbench.results.model import Phase
+from powerbench.results.model import Phase, Round
 from powerbench.roofline import Ceilings
 from tests import runs
 
@@ -187,17 +187,6 @@ def test_a_slower_machine_by_its_ceilings_is_not_a_slower_kernel():
     assert only(compare(run(one(seed=1)), worse)).verdict == "regression", "8 % do not explain 30 %"
 
 
-@pytest.fixture
-def known_clocks(monkeypatch):
-    """As if runs held the clock of their samples: in `config`, for the test."""
-
-    def sample_mhz(measurement):
-        return (float(measurement.config["mhz"]),) * len(measurement.samples_ms)
-
-    monkeypatch.setattr(judge, "sample_mhz", sample_mhz)
-    monkeypatch.setattr(triage, "sample_mhz", sample_mhz)
-
-
 @pytest.mark.parametrize(
     ("factor", "mhz", "verdict", "word"),
     [
@@ -207,8 +196,9 @@ def known_clocks(monkeypatch):
         (0.90, "2200", "inconclusive", "not confirmed in cycles"),
     ],
 )
-def test_confirmed_in_cycles(known_clocks, factor, mhz, verdict, word):
-    old, new = one(seed=1, config={"mhz": "1980"}), one(seed=2, ms=factor, config={"mhz": mhz})
+def test_confirmed_in_cycles(factor, mhz, verdict, word):
+    old = one(seed=1, rounds=(Round(20, 1980.0), Round(40, 1980.0)))
+    new = one(seed=2, ms=factor, rounds=(Round(60, float(mhz)),))
     case = only(compare(run(old), run(new)))
     assert case.verdict == verdict
     assert word in case.reason
@@ -219,6 +209,7 @@ def test_confirmed_in_cycles(known_clocks, factor, mhz, verdict, word):
 
 def test_without_clocks_nothing_is_said_of_them():
     assert clocks.sample_mhz(one()) is None
+    assert clocks.sample_mhz(one(rounds=(Round(30, 1980.0), Round(30)))) is None
     assert only(compare(run(one(seed=1)), run(one(seed=2)))).cycles_ratio is None
     assert clocks.log_cycles([1.0, 2.0, 3.0], [1000.0] * 3) == pytest.approx(math.log(2e6))
 

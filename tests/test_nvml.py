@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from types import SimpleNamespace
 
 import msgspec
@@ -17,7 +16,7 @@ class NVMLError(Exception):
     """As nvidia-ml-py raises."""
 
 
-def _refuse(*_):
+def refuse(*_):
     raise NVMLError("Not Supported")
 
 
@@ -52,12 +51,6 @@ def library(**changes):
     return lib
 
 
-@pytest.fixture
-def install(monkeypatch):
-    """Make a stand-in what `import pynvml` finds."""
-    return lambda lib: monkeypatch.setitem(sys.modules, "pynvml", lib)
-
-
 WHOLE = Facts(
     nvml="13.580.159.04", uuid="GPU-1234", driver="580.159.04", cuda_driver="12.8", persistence_mode="on", ecc="on",
     mig="off", application_sm_mhz=1500, default_application_sm_mhz=1980, max_sm_mhz=1980,
@@ -75,7 +68,7 @@ def test_all_facts(install):
 QUERIES = [name for name in vars(library()) if name.startswith(("nvmlDeviceGet", "nvmlSystem"))]
 
 
-@pytest.mark.parametrize("gone", [None, _refuse], ids=["not in this nvidia-ml-py", "not supported"])
+@pytest.mark.parametrize("gone", [None, refuse], ids=["not in this nvidia-ml-py", "not supported"])
 @pytest.mark.parametrize("query", [name for name in QUERIES if name != "nvmlDeviceGetHandleByUUID"])
 def test_one_query_less_costs_one_fact(install, query, gone):
     lib = library(**{query: gone})
@@ -119,7 +112,7 @@ def test_a_part_of_a_gpu_has_the_settings_of_the_whole(install):
         return "part"
 
     def ecc(handle):
-        return [1, 1] if handle == "whole" else _refuse()
+        return [1, 1] if handle == "whole" else refuse()
 
     changes = {"nvmlDeviceGetHandleByUUID": by_uuid, "nvmlDeviceGetEccMode": ecc}
     install(library(**changes, nvmlDeviceGetDeviceHandleFromMigDeviceHandle=lambda part: "whole"))
@@ -127,7 +120,7 @@ def test_a_part_of_a_gpu_has_the_settings_of_the_whole(install):
 
 
 def test_any_query_can_be_asked(install):
-    """What telemetry will stand on."""
+    """What telemetry stands on."""
     install(library(nvmlDeviceGetTemperature=lambda handle, sensor: 61))
     with nvml.opened("1234") as gpu:
         assert gpu.ask("nvmlDeviceGetTemperature", 0) == 61

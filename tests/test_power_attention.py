@@ -497,6 +497,13 @@ def test_a_context_that_is_short_against_the_state_is_one_chunk():
     assert choose(2, 64, 64, dim, "cpu", streaming=True) == (512, 8)
 
 
+@pytest.mark.parametrize("d", [16, 32])
+def test_two_chunks_of_a_small_head_are_one_on_a_gpu(d):
+    """Measured: there attention over 2048 tokens takes less time than the launches of the state."""
+    assert choose(2, d, d, 2048, "cuda") == (2048, 8)
+    assert choose(2, d, d, 2049, "cuda") == (1024, 8)
+
+
 # --- backends ---
 
 

@@ -16,7 +16,9 @@ from powerbench.reports.frames import tidy
 from powerbench.reports.page import page
 from powerbench.reports.rows import COLUMNS, rows
 from powerbench.reports.show import render
+from powerbench.reports.text import si, significant
 from powerbench.reports.tiles import tile_maps
+from powerbench.terminal import outcome
 from tests import runs
 
 CONTRACT = [
@@ -70,6 +72,37 @@ def test_above_the_roof_keeps_its_time_but_is_not_compared():
     assert "above the roof" in answers(run)[0].text
     assert "invalid: power-torch, p = 2 at 1k: above the roof" in render(run, "table")
     assert "1 case is above the roof" in page([run])
+
+
+def test_above_the_roof_has_no_speed_wherever_it_stands():
+    """Impossibly fast at 2k, beside a slower choice that is possible: no curve, crossover or best goes through it."""
+    found = []
+    for ctx in (1024, 2048):
+        found.append(runs.measurement("sdpa-cpu", ctx, 5.0, flops=1e6))
+        found.append(runs.measurement("power-torch", ctx, 20.0, flops=1e6, params=Params(2, 16, 128)))
+    found.append(runs.measurement("power-torch", 2048, 0.00123, flops=1e9, params=Params(2, 16, 64)))
+    run = runs.run(found)
+    (impossible,) = [row for row in rows(run) if not row.valid]
+    assert (impossible.status, impossible.chunk_size) == ("ok", 64)
+    assert [row.chunk_size for row in groups(rows(run))[0].curves[0].points.values()] == [128, 128]
+    assert {pair.faster for pair in crossover_table(run)} == {"sdpa-cpu"}
+    assert answers(run)[0].sentences[0].endswith("does not beat softmax attention (sdpa-cpu) within 1k..2k; "
+                                                 "at 2k it is 4.0x slower.")  # fmt: skip
+    frame = tidy(run).set_index("case_id")
+    assert list(frame.index[~frame.valid]) == [impossible.case_id]
+    assert frame.loc[impossible.case_id].reason.startswith("above the roof: ")
+    for text in (render(run, "table", width=200), render(run, "markdown")):
+        (line,) = [line for line in text.splitlines() if "invalid" in line and ": " not in line]
+        assert not any(speed in line for speed in (si(impossible.tokens_per_s), significant(impossible.useful_tflops)))
+    (tiles,) = tile_maps(groups(rows(run))[0].rows)
+    assert tiles.price(impossible) is None
+
+
+def test_the_line_of_a_case_refuses_an_impossible_time():
+    """Two percent are allowed, as everywhere."""
+    case = runs.measurement("power-torch", 1024, 1.0, noise=0.0)
+    assert outcome(case, floor_ms=1.019).startswith("1.000 ms, error")
+    assert outcome(case, floor_ms=1.021) == "invalid: 1 ms, where this machine needs 1.02 ms at best"
 
 
 def test_no_ceiling_or_no_ledger_is_no_roof():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import subprocess
 import sys
@@ -12,17 +13,20 @@ from contextlib import closing
 
 import pytest
 import torch
+from rich.console import Console
 
 from powerbench import gate
 from powerbench.bench import PHASE_POLICY, Closed, Fault, Opened, Sampled, make_inputs
+from powerbench.cost import Cost, Launch
 from powerbench.errors import DeviceLostError
 from powerbench.kernels.table import available
 from powerbench.plan import plan
 from powerbench.problem import Case, Params, Problem
-from powerbench.results.model import Phase
+from powerbench.results.model import Measurement, Phase
 from powerbench.runner import run
 from powerbench.stopping import Stopping
 from powerbench.suites import Suite
+from powerbench.terminal import Watcher
 from powerbench.worker import WorkerLost
 from tests.fakes import CEILINGS, CPU, LAUNCHES, PROBLEM, Inline, fake, phased, raising, softmax
 
@@ -305,8 +309,9 @@ def test_when_no_process_can_be_started_the_run_ends_after_the_row():
         next(rows)
 
 
-def test_contestants_take_turns_after_all_are_open():
-    precise = dataclasses.replace(Stopping(), min_seconds=0.0, max_samples=60, precision=0.0)
+def test_contestants_take_turns_after_all_are_open(monkeypatch):
+    monkeypatch.setattr("powerbench.stopping.ROUND_SECONDS", 1e9)  # the same turns however busy this machine is
+    precise = dataclasses.replace(Stopping(), min_seconds=0.0, max_samples=60, precision=0.0, max_seconds=1e9)
     found, (asked,) = swept({}, "a", "b", "c", stopping=precise)
     assert all(row.order == "interleaved" for row in found.values())
     assert asked[:3] == [("open", name) for name in "abc"]
@@ -432,6 +437,19 @@ def test_unsupported_and_predicted_oom_never_run():
     assert (refused.status, refused.message) == ("unsupported", "needs a flux capacitor")
     assert large.status == "oom"
     assert "predicted: needs about 1024.0 GiB, the device has 1.0 GiB free" in large.message
+
+
+def test_the_line_of_a_case_knows_its_floor():
+    """By the case's own launches and the ceilings of the run."""
+    work = (Launch("forward", Cost(10**9, 10**9, 10**6)),)
+    (item,) = plan(SUITE, [fake("a", launches=lambda case: work)], CPU, CEILINGS)
+    assert item.floor_seconds == pytest.approx(1e9 / CEILINGS.matmul_flops_per_s["fp32"])
+    for ms, said in ((9.9, "a/-/fwd"), (9.7, "invalid: 9.7 ms, where this machine needs 10 ms at best")):
+        printed = Console(file=io.StringIO(), width=200)
+        row = Measurement(case=item.case, status="ok", samples_ms=(ms,) * 5, launches=work, error=1e-6)
+        Watcher([item], printed).finished(item, row)
+        assert said in printed.file.getvalue()
+        assert ("invalid" in printed.file.getvalue()) == said.startswith("invalid")
 
 
 def test_plan_leaves_out_what_is_done():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from powerbench.results.model import Round
 from powerbench.stopping import ROUND_SAMPLES, Stopping, relative_error
 
 RULE = Stopping()
@@ -22,8 +23,8 @@ def noisy(ms, n, noise, seed=0):
         ([50.0] * 10, "precise"),
         ([10.0] * 29, None),  # precise, but 0.29 s
         ([10.0] * 30, "precise"),
-        (noisy(40.0, 11, 0.1), None),  # 0.44 s, far from precise
-        (noisy(50.0, 12, 0.1), "time"),
+        (noisy(40.0, 11, 0.1), None),  # 0.4 s, far from precise
+        (noisy(50.0, 22, 0.1), "time"),
         ([1001.0] * 4, None),
         ([1001.0] * 5, "precise"),
         (noisy(2000.0, 5, 0.1), "time"),
@@ -78,3 +79,12 @@ def test_expected_seconds():
     assert RULE.expected_seconds(0.1) == pytest.approx(1.0)
     assert RULE.expected_seconds(2.0) == pytest.approx(10.0)
     assert RULE.expected_seconds(1e-6) == pytest.approx(1e-3)
+
+
+def test_retakes():
+    good, capped, slow = Round(5, 1980.0), Round(5, reasons=("sw power cap",)), Round(5, reasons=("hw power brake",))
+    assert not RULE.retake(Round(5), [])
+    assert not RULE.retake(good, [])
+    assert not RULE.retake(capped, [])
+    assert RULE.retake(slow, [slow] * (RULE.max_retakes - 1))
+    assert not RULE.retake(slow, [slow] * RULE.max_retakes)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from powerbench.errors import UserError
-from powerbench.timing import Method, method, time_call, timer, wall_beside
+from powerbench.timing import Method, method, spin_ms, time_call, timer, wall_beside
 
 CPU_DEVICE = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -37,6 +37,14 @@ def test_time_call_of_ceilings_and_phases():
     assert samples.timer == "wall"
     assert 5 <= len(samples.ms) <= 100
     assert min(samples.ms) >= 1
+
+
+@pytest.mark.parametrize(
+    ("enqueue_ms", "whole_ms", "expected"),
+    [(0.1, 0.2, 1.0), (1.5, 1.6, 3.0), (0.2, 8.0, 4.0), (0.2, 300.0, 20.0), (300.0, 300.0, 20.0)],
+)
+def test_the_device_spins_for_the_host_and_for_its_rest(enqueue_ms, whole_ms, expected):
+    assert spin_ms(enqueue_ms, whole_ms) == expected
 
 
 def _matmuls(n=2048, times=8):

@@ -11,9 +11,10 @@ from powerbench.results.model import Measurement
 
 
 def sample_mhz(measurement: Measurement) -> tuple[float, ...] | None:
-    """The SM clock in MHz at each of the samples; None where the run does not hold it, as runs of schema 1 do not."""
-    del measurement
-    return None
+    """The SM clock in MHz at each of the samples: that of its round. None where one is not known, as on a CPU."""
+    clocks = [(one.sm_mhz, one.samples) for one in measurement.rounds]
+    mhz = tuple(clock for clock, samples in clocks if clock for _ in range(samples))
+    return mhz if mhz and len(mhz) == len(measurement.samples_ms) else None
 
 
 def log_cycles(samples_ms: Sequence[float], mhz: Sequence[float]) -> float:

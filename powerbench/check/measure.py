@@ -69,14 +69,18 @@ class Measuring:
             yield self.run(this_tree(scratch / "new"), "new", into)
 
     def against(self, ref: str, policy: Policy, rounds: int) -> tuple[Comparison, Run]:
-        """The code as it is against a commit, A B B A, a round at a time until every case is decided; and a new run.
+        """The code as it is against a commit of its repository, and one of the new runs; see `session`."""
+        with TemporaryDirectory(prefix="powerbench-check-") as scratch, tree_of(ref, Path(scratch) / "old") as old:
+            return self.session(old, this_tree(Path(scratch) / "new"), policy, rounds)
+
+    def session(self, old: Tree, new: Tree, policy: Policy, rounds: int) -> tuple[Comparison, Run]:
+        """Two trees in turns, A B B A, a round at a time until every case is decided; and one of the new runs.
 
         Each look at the data is a chance for a false alarm, so each gets its part of the false discovery rate.
         """
-        with self._place() as (scratch, into), tree_of(ref, scratch / "baseline") as old:
-            new = this_tree(scratch / "new")
-            each_look = msgspec.structs.replace(policy, false_discovery_rate=policy.false_discovery_rate / rounds)
-            pairs: list[tuple[Run, Run]] = []
+        each_look = msgspec.structs.replace(policy, false_discovery_rate=policy.false_discovery_rate / rounds)
+        pairs: list[tuple[Run, Run]] = []
+        with self._place() as (_, into):
             while True:
                 first, second = len(pairs) + 1, len(pairs) + 2
                 before = self.run(old, f"baseline-{first}", into)
@@ -86,7 +90,7 @@ class Measuring:
                 pairs += [(before, after), (before_again, after_again)]
                 comparison = compare_pairs(pairs, each_look)
                 undecided = comparison.counts.get("inconclusive", 0)
-                if not undecided or len(pairs) >= 2 * rounds:
+                if undecided <= policy.allow_inconclusive or len(pairs) >= 2 * rounds:
                     break
                 self.say(f"{undecided} cases are undecided after {len(pairs)} pairs of runs: another round")
         return msgspec.structs.replace(comparison, baseline=old.label, new=new.label, policy=policy), after

@@ -6,7 +6,7 @@ Only trusted times are compared, and only at contexts that both sides measured. 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -96,7 +96,18 @@ def _group_answers(group: Group, name: str) -> list[Answer]:
         sentences = [
             _comparison(subject, power, group, SOFTMAX, "softmax attention"),
             _comparison("it", power, group, LINEAR, "linear attention"),
-            *_host_bound_sentence(power, group),
+            *_sentence_where(
+                "Host bound (a user waits over 10 % longer than these device times say)",
+                power,
+                group,
+                lambda row: row.host_bound,
+            ),
+            *_sentence_where(
+                "Measured while the GPU throttled, so slower than it is in good health",
+                power,
+                group,
+                lambda row: row.throttled,
+            ),
             *_roof_sentence(group, power),
             *_partial(group, POWER, "power attention", p),
             *_partial(group, SOFTMAX, "softmax attention"),
@@ -152,19 +163,15 @@ def _at_end(power: Row, other: Row, speedup: float) -> str:
     return ratio_text(speedup)
 
 
-def _host_bound_sentence(power: dict[int, Row], group: Group) -> list[str]:
-    """Where the compared times are not what a user waits, so that the crossover may lie elsewhere for him."""
+def _sentence_where(what: str, power: dict[int, Row], group: Group, holds: Callable[[Row], bool]) -> list[str]:
+    """What has to be known of the times compared, and of which of them; nothing where it holds for none."""
     where: dict[str, list[int]] = defaultdict(list)
     for side in (power, best_of(group.curves, SOFTMAX), best_of(group.curves, LINEAR)):
         for ctx, row in side.items():
-            if row.host_bound and ctx not in where[_label(row)]:
+            if holds(row) and ctx not in where[_label(row)]:
                 where[_label(row)].append(ctx)
     named = [f"{label} at {_contexts(contexts)}" for label, contexts in where.items() if contexts]
-    return (
-        [f"Host bound (a user waits over 10 % longer than these device times say): {'; '.join(named)}."]
-        if named
-        else []
-    )
+    return [f"{what}: {'; '.join(named)}."] if named else []
 
 
 def _roof_sentence(group: Group, power: dict[int, Row]) -> list[str]:

@@ -49,6 +49,13 @@ class CaseTable:
 R = TypeVar("R", Row, PhaseRow)
 
 
+def _status(row: Row) -> str:
+    """In one word."""
+    if row.status != "ok":
+        return row.status
+    return ("throttled" if row.throttled else "ok") if row.valid else "invalid"
+
+
 def _of_case(text: Callable[[Row], str]) -> Callable[[PhaseRow], str]:
     return lambda phase: text(phase.case)
 
@@ -71,7 +78,7 @@ _NAMES: tuple[tuple[str, str, bool, Callable[[Row], str]], ...] = (
 )
 _COLUMNS: tuple[tuple[str, str, bool, Callable[[Row], str]], ...] = (
     *_NAMES,
-    ("status", "", False, lambda row: "invalid" if row.status == "ok" and not row.valid else row.status),
+    ("status", "", False, _status),
     ("ms", "median time", True, lambda row: or_empty(row.median_ms, significant)),
     ("±", "larger half of the median's 95 % interval", True, lambda row: or_empty(row.spread, percent_text)),
     ("tokens/s", "", True, lambda row: or_empty(row.tokens_per_s, si)),
@@ -86,6 +93,11 @@ _COLUMNS: tuple[tuple[str, str, bool, Callable[[Row], str]], ...] = (
     ("MiB", "peak memory", True, lambda row: or_empty(row.peak_memory_mib, "{:.0f}".format)),
     ("n", "samples", True, lambda row: str(row.n) if row.n else ""),
     ("timer", "", False, lambda row: row.timer or ""),
+    ("Mcycles", "median time in millions of SM cycles", True, lambda row: or_empty(row.median_mcycles, significant)),
+    ("MHz", "SM clock under load", True, lambda row: or_empty(row.sm_mhz, "{:.0f}".format)),
+    ("W", "power of the board", True, lambda row: or_empty(row.power_w, "{:.0f}".format)),
+    ("°C", "highest temperature", True, lambda row: or_empty(row.temperature_c, "{:.0f}".format)),
+    ("clock held by", "clocks event reasons, as NVML names them", False, lambda row: row.throttle or ""),
     ("config", "chosen by tuning", False, lambda row: row.config or ""),
 )
 _PHASE_COLUMNS: tuple[tuple[str, str, bool, Callable[[PhaseRow], str]], ...] = (

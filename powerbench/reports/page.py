@@ -148,7 +148,7 @@ def _view(id: str, run: Run) -> View:
         id=id,
         run=run,
         facts=_facts(run, all_rows),
-        warnings=[*run.warnings, *_invalid_warning(all_rows)],
+        warnings=[*run.warnings, *run.spoilers, *_invalid_warning(all_rows), *_throttled_warning(all_rows)],
         answers=answers(run),
         sections=sections,
         pairs=crossover_table(run),
@@ -189,6 +189,14 @@ def _invalid_warning(all_rows: Sequence[Row]) -> list[str]:
         return []
     verb = "case is" if count == 1 else "cases are"
     return [f"{count} {verb} above the roof, faster than the measured ceilings: crosses in the roofline, not compared."]
+
+
+def _throttled_warning(all_rows: Sequence[Row]) -> list[str]:
+    count = sum(row.throttled for row in all_rows)
+    if not count:
+        return []
+    verb = "case was" if count == 1 else "cases were"
+    return [f"{count} {verb} measured while the GPU throttled: slower than it is in good health; the tables say which."]
 
 
 def _environment(run: Run) -> list[tuple[str, str]]:

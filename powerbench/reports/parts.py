@@ -97,6 +97,13 @@ def hover(row: Row) -> str:
             f"{percent_text(row.roof_fraction)} of roof, MFU {_known(row.mfu, percent_text)}, "
             f"HFU {_known(row.hfu, percent_text)}"
         )
+    if row.sm_mhz is not None:
+        clock = f"{_known(row.median_mcycles, significant)} Mcycles at {row.sm_mhz:.0f} MHz"
+        lines.append(
+            f"{clock}, {_known(row.power_w, '{:.0f} W'.format)}, {_known(row.temperature_c, '{:.0f} °C'.format)}"
+        )
+    if row.throttled:
+        lines.append(f"<b>throttled</b>: {escape(row.throttle or '')}")
     if row.config:
         lines.append(escape(row.config))
     return "<br>".join(lines)

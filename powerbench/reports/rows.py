@@ -6,6 +6,7 @@ All tables, figures and sentences are made from these rows, so that a number is 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -64,6 +65,13 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     timer_reason: str | None  # why it was not timed by a graph, where one was tried
     wall_ms: float | None  # median wall time of a call, where `median_ms` is device time
     host_bound: bool  # the wall time exceeds the device time by more than 10 % of itself
+    median_mcycles: float | None  # median of the samples in millions of SM cycles, at the clock of their rounds
+    sm_mhz: float | None  # SM clock, median over the samples; like the next three None where NVML did not say
+    power_w: float | None  # of the board, median over the samples
+    temperature_c: float | None  # the highest
+    throttle: str | None  # what held the clock down, by NVML's names; `none` where nothing did
+    throttled: bool  # among that is a slowdown, in which the GPU cannot show what it can do
+    retakes: int  # rounds of samples dropped and taken again, for such a slowdown
 
     @property
     def params_text(self) -> str:
@@ -174,7 +182,37 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
         timer_reason=measurement.timer_reason,
         wall_ms=wall_ms,
         host_bound=host_bound,
+        **_state(measurement),
     )
+
+
+def _state(measurement: Measurement) -> dict[str, Any]:
+    """The columns on clocks: each round counts by its samples, and a number needs every round's."""
+    rounds = measurement.rounds
+    clocks = _by_sample((one.samples, one.sm_mhz) for one in rounds)
+    powers = _by_sample((one.samples, one.power_w) for one in rounds)
+    cycles = [ms * mhz / 1e3 for ms, mhz in zip(measurement.samples_ms, clocks, strict=False)]
+    known = [one.reasons for one in rounds if one.reasons is not None]
+    reasons = dict.fromkeys(reason for found in known for reason in found)
+    return {
+        "median_mcycles": median(cycles) if cycles else None,
+        "sm_mhz": median(clocks) if clocks else None,
+        "power_w": median(powers) if powers else None,
+        "temperature_c": max((one.temperature_c for one in rounds if one.temperature_c is not None), default=None),
+        "throttle": (", ".join(reasons) or "none") if known else None,
+        "throttled": bool(measurement.throttled),
+        "retakes": len(measurement.retaken),
+    }
+
+
+def _by_sample(rounds: Iterable[tuple[int, float | None]]) -> list[float]:
+    """The value of each sample, which is its round's; empty where one is unknown."""
+    values: list[float] = []
+    for samples, value in rounds:
+        if value is None:
+            return []
+        values += [value] * samples
+    return values
 
 
 def _place(measurement: Measurement, time_ms: float | None, ceilings: Ceilings) -> Roof | None:
@@ -191,9 +229,22 @@ def _reason(measurement: Measurement, under: Roof | None, host_bound: bool) -> s
         return measurement.message or "no reason was recorded"
     if above_roof(under) or measurement.message:
         return above_roof(under) or measurement.message
-    remarks = [HOST_BOUND_TEXT] if host_bound else []
+    remarks = [*_throttling(measurement), *([HOST_BOUND_TEXT] if host_bound else [])]
     if measurement.timer_reason:
         remarks.append(f"timed by {measurement.timer}, not as a CUDA graph: {measurement.timer_reason}")
     if measurement.order not in (None, INTERLEAVED):
         remarks.append(f"sampled {measurement.order}")
     return "; ".join(remarks) or None
+
+
+def _throttling(measurement: Measurement) -> list[str]:
+    """What the samples suffered from slowdowns of the GPU, or what was done that they did not."""
+    slow, again = [one for one in measurement.rounds if one.slowdowns], measurement.retaken
+    remarks = []
+    if slow:
+        number = f"{sum(one.samples for one in slow)} of {len(measurement.samples_ms)} samples"
+        remarks.append(f"throttled: {number} under {', '.join(measurement.throttled)}, after {len(again)} retakes")
+    elif again:
+        why = ", ".join(dict.fromkeys(reason for one in again for reason in one.slowdowns))
+        remarks.append(f"retaken: {len(again)} round{'s' * (len(again) > 1)} of samples under {why}")
+    return remarks

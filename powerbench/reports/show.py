@@ -75,7 +75,9 @@ def render_phases(run: Run, format: str) -> str:
 
 
 def print_run(run: Run, console: Console) -> None:
-    """The tables, why rows have no number, and the answers, for the terminal."""
+    """What may have spoilt the times, the tables, why rows have no number, and the answers, for the terminal."""
+    for warning in run.spoilers:
+        console.print(Text(f"warning: {printable(warning)}"))
     found, phases = groups(rows(run)), phase_rows(run)
     for group, name in zip(found, setting_names(found), strict=True):
         console.print(Text(printable(_title(group, name)), style="bold"))
@@ -106,12 +108,14 @@ def columns(group: Group) -> list[Column[Row]]:
         Column("d_tile", lambda row: or_empty(row.d_tile)),
         Column("chunk", lambda row: or_empty(row.chunk_size)),
         Column("ms", lambda row: or_empty(row.median_ms, significant) if row.valid else _state(row)),
-        Column("±", lambda row: or_empty(row.spread, percent_text)),
-        Column("tokens/s", lambda row: or_empty(row.tokens_per_s, si)),
-        Column("TFLOP/s", lambda row: or_empty(row.useful_tflops, significant)),
+        Column("±", lambda row: or_empty(row.spread, percent_text) if row.valid else ""),
+        # no speed of a time that cannot be trusted; its share of the roof says why
+        Column("tokens/s", lambda row: or_empty(row.tokens_per_s, si) if row.valid else ""),
+        Column("TFLOP/s", lambda row: or_empty(row.useful_tflops, significant) if row.valid else ""),
         Column("roof", lambda row: or_empty(row.roof_fraction, percent_text)),
         Column("bound", lambda row: row.bound or "", is_number=False),
         Column("error", lambda row: or_empty(row.error, lambda value: f"{value:.0e}")),
+        Column("clock", lambda row: "throttled" if row.throttled else "", is_number=False),
     ]
     return telling(all_columns, group.rows)
 
@@ -183,7 +187,7 @@ def _render_markdown(run: Run) -> str:
     machine = run.header.environment
     lines = [f"**powerbench on {_markdown(machine.device)}** (`{printable(run.header.command).replace('`', '')}`)", ""]
     lines += [f"- {_markdown(answer.text)}" for answer in answers(run)]
-    lines += [f"- warning: {_markdown(warning)}" for warning in run.warnings]
+    lines += [f"- warning: {_markdown(warning)}" for warning in (*run.warnings, *run.spoilers)]
     for group, name in zip(found, setting_names(found), strict=True):
         shown, best = columns(group), fastest(group)
         lines += ["", f"### {_markdown(_title(group, name))}", ""]
@@ -224,4 +228,6 @@ def _title(group: Group, name: str) -> str:
 
 
 def _state(row: Row) -> str:
-    return "invalid" if row.status == "ok" and not row.valid else ("note" if row.valid else row.status)
+    if not row.valid:
+        return "invalid" if row.status == "ok" else row.status
+    return "throttled" if row.throttled else "note"

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from powerbench.device import Device
 
 
-def collect(device: Device, contestants: Mapping[str, str | None]) -> Environment:
-    """Environment on `device`; `contestants` are kernel names and the version of the package behind each."""
+def collect(device: Device, contestants: Mapping[str, str | None], warnings: tuple[str, ...] = ()) -> Environment:
+    """Environment on `device`; `contestants` are kernel names and the version of the package behind each.
+
+    `warnings` are those of `powerbench.spoilers`, from before the run.
+    """
     import torch  # noqa: PLC0415  reports import this package without torch
 
     from powerbench.device import cpu_model  # noqa: PLC0415  likewise
@@ -41,6 +44,7 @@ def collect(device: Device, contestants: Mapping[str, str | None]) -> Environmen
         powerbench=__version__,
         cuda=torch.version.cuda if gpu else None,
         gpu=gpu,
+        warnings=warnings,
     )
 
 

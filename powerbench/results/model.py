@@ -1,9 +1,10 @@
 """What a run file holds: one header, then one measurement a line. Raw samples only; statistics are computed on reading.
 
 Schema history
-    1   first version; since then, of a measurement, `phases`, `timer_reason`, `stop`, `order` and `wall_ms`, of the
-        ceilings `measured`, of the environment `cuda` and `gpu`: all optional, and ignored by earlier readers. Timers
-        were `events-cold` and `perf_counter`, which is now `wall`
+    1   first version; since then, of a measurement, `phases`, `timer_reason`, `stop`, `order`, `wall_ms`, `rounds` and
+        `retaken`, of the ceilings `measured`, of the environment `cuda`, `gpu` and `warnings`, of the ceilings measured
+        again `warnings`: all optional, and ignored by earlier readers. Timers were `events-cold` and `perf_counter`,
+        which is now `wall`
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from powerbench.roofline import Ceilings
 SCHEMA_VERSION = 1
 
 INTERLEAVED = "interleaved"  # `Measurement.order` of contestants that took turns; else it is `in turn` and why
+
+# Clocks event reasons under which a time is not the GPU's own: too hot, or short of current. `sw power cap` is none of
+# them: a GPU whose tensor cores are busy meets its power limit, and that is the clock its users get.
+SLOWDOWNS = ("hw slowdown", "hw thermal slowdown", "hw power brake", "sw thermal slowdown")
 
 Status = Literal["ok", "unsupported", "wrong", "oom", "timeout", "failed"]
 
@@ -40,6 +45,7 @@ class Environment(msgspec.Struct, frozen=True):
     powerbench: str
     cuda: str | None = None  # what torch was built with; None on a CPU
     gpu: Facts | None = None  # UUID, driver, clocks policy, ECC, MIG; None on a CPU
+    warnings: tuple[str, ...] = ()  # what may spoil the times, as the machine stood before the run
 
 
 class Header(msgspec.Struct, frozen=True, tag="header", tag_field="type"):
@@ -65,6 +71,25 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str | None = None
 
 
+class Round(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The state of the GPU over `samples` consecutive samples (`powerbench.telemetry`). None: unavailable.
+
+    sm_mhz and power_w are means of the readings around them, temperature_c the highest; `reasons` are what held the
+    clock down, by NVML's names, empty where nothing did.
+    """
+
+    samples: int
+    sm_mhz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    reasons: tuple[str, ...] | None = None
+
+    @property
+    def slowdowns(self) -> tuple[str, ...]:
+        """Those of the reasons that spoil a time: not what the GPU does in good health under this load."""
+        return tuple(reason for reason in self.reasons or () if reason in SLOWDOWNS)
+
+
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="measurement", tag_field="type"):
     """One case and what came of it. Samples exist only where `status` is ok.
 
@@ -72,7 +97,9 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     `powerbench.timing` and the state of the L2 (graph-cold, events-hot ...), or `wall` on a CPU; `timer_reason` says
     why it is not a graph, where one was tried. `stop` is why sampling stopped (a `powerbench.stopping.StopReason`),
     `order` whether the contestants of the problem took turns. `wall_ms` are a few wall times of the same call, beside
-    device times. `error` is the largest relative error against the float64 reference over the sampled rows,
+    device times. `rounds` are the turns in which the samples were taken, in their order and together as many, and
+    the state that a GPU was in. `retaken` are rounds whose samples were dropped and taken again, for their slowdowns.
+    `error` is the largest relative error against the float64 reference over the sampled rows,
     `tolerance` what was allowed.
     `message` says why where the status is not ok. `phases`, where they were asked for and the kernel can be taken
     apart, are launches timed one by one after the whole call, in the order of `launches`.
@@ -93,6 +120,13 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     stop: str | None = None
     order: str | None = None
     wall_ms: tuple[float, ...] = ()
+    rounds: tuple[Round, ...] = ()
+    retaken: tuple[Round, ...] = ()
+
+    @property
+    def throttled(self) -> tuple[str, ...]:
+        """The slowdowns that some of the samples were taken under; empty: none, or none that could be read."""
+        return tuple(dict.fromkeys(reason for one in self.rounds for reason in one.slowdowns))
 
     @property
     def case_id(self) -> str:
@@ -105,10 +139,14 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
         return total(self.launches)
 
 
-class CeilingsAgain(msgspec.Struct, frozen=True, tag="ceilings", tag_field="type"):
-    """A line after the measurements: the ceilings once more, in case the machine was busy when the sweep began."""
+class CeilingsAgain(msgspec.Struct, frozen=True, omit_defaults=True, tag="ceilings", tag_field="type"):
+    """A line after the measurements: the ceilings once more, in case the machine was busy when the sweep began.
+
+    `warnings`: of a sweep that went on with this file, as those of the environment.
+    """
 
     ceilings: Ceilings
+    warnings: tuple[str, ...] = ()
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -119,6 +157,12 @@ class Run(msgspec.Struct, frozen=True):
     measurements: tuple[Measurement, ...]
     warnings: tuple[str, ...] = ()
     again: tuple[CeilingsAgain, ...] = ()
+
+    @property
+    def spoilers(self) -> tuple[str, ...]:
+        """What may have spoilt the times, as the machine stood before the run and before each that went on with it."""
+        later = (warning for line in self.again for warning in line.warnings)
+        return tuple(dict.fromkeys((*self.header.environment.warnings, *later)))
 
     @property
     def ceilings(self) -> Ceilings:

@@ -117,10 +117,10 @@ class RunWriter:
         with _os_errors(self.path):
             self._write(measurement)
 
-    def append_ceilings(self, ceilings: Ceilings) -> None:
-        """Write the ceilings as measured again. Raises StoreError when the disk does."""
+    def append_ceilings(self, ceilings: Ceilings, warnings: tuple[str, ...] = ()) -> None:
+        """Write the ceilings as measured again, and warnings of this sweep. Raises StoreError when the disk does."""
         with _os_errors(self.path):
-            self._write(CeilingsAgain(ceilings))
+            self._write(CeilingsAgain(ceilings, warnings))
 
     def close(self) -> None:
         """Close the file; what was appended is on disk already."""
@@ -253,6 +253,12 @@ def _fault(measurement: Measurement) -> str | None:
         return "a sample is not a positive, finite time"
     if not all(value is None or math.isfinite(value) for value in (measurement.error, measurement.tolerance)):
         return "error and tolerance have to be finite"
+    if measurement.rounds and sum(one.samples for one in measurement.rounds) != len(measurement.samples_ms):
+        return "the rounds do not add up to the samples"
+    if not all(one.samples > 0 for one in measurement.rounds):
+        return "a round has no samples"
+    if not all(one.sm_mhz is None or 0 < one.sm_mhz < math.inf for one in measurement.rounds):
+        return "the clock of a round is not positive"
     problem = measurement.case.problem
     sizes = (problem.batch, problem.seqlen, problem.heads, problem.kv_heads, problem.head_dim, problem.value_dim)
     return None if min(sizes) > 0 else "a size of the problem is not positive"

@@ -1,0 +1,77 @@
+"""Contestants whose faults only a GPU has, for a real measuring process (`tests.planted_gpu:kernels`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+import triton
+import triton.language as tl
+
+from powerbench.kernels.kernel import Kernel
+from tests.fakes import fake, softmax
+
+SLEEP_SECONDS = 0.02
+TWO_MINUTES = 240 * 10**9  # cycles, at about 2 GHz
+
+
+@triton.jit
+def _store_far_away(ptr):
+    tl.store(ptr + (1 << 45), 1.0)
+
+
+def _ooms(q: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.empty(2**50, dtype=torch.uint8, device=q.device)
+
+
+def _strikes(q: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    _store_far_away[(1,)](q)
+    return softmax(q, *rest)
+
+
+def _asserts(q: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    return q[torch.full((1,), 2**40, device=q.device)]
+
+
+def _hangs(q: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    torch.cuda._sleep(TWO_MINUTES)
+    return softmax(q, *rest)
+
+
+def _sleeps(*tensors: torch.Tensor) -> torch.Tensor:
+    time.sleep(SLEEP_SECONDS)
+    return softmax(*tensors)
+
+
+def _looks(*tensors: torch.Tensor) -> torch.Tensor:
+    y = softmax(*tensors)
+    assert float(y.abs().max()) >= 0  # a host that waits for the device cannot be captured
+    return y
+
+
+class _Caching:
+    """Computes once, and returns that ever after."""
+
+    def __init__(self) -> None:
+        self.y: torch.Tensor | None = None
+
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
+        self.y = softmax(*tensors) if self.y is None else self.y
+        return self.y
+
+
+def kernels() -> Mapping[str, Kernel]:
+    """All of them; two that are right at both ends."""
+    table = [
+        fake("first"),
+        fake("ooms", _ooms),
+        fake("strikes", _strikes),
+        fake("asserts", _asserts),
+        fake("hangs", _hangs),
+        fake("sleeps", _sleeps),
+        fake("looks", _looks),
+        fake("caches", prepare=lambda case: _Caching()),
+        fake("last"),
+    ]
+    return {kernel.name: kernel for kernel in table}

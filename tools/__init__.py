@@ -1,0 +1,1 @@
+"""Programs of the project itself, run from a checkout; not part of the package."""
