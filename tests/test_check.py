@@ -211,7 +211,13 @@ def test_without_clocks_nothing_is_said_of_them():
     assert clocks.sample_mhz(one()) is None
     assert clocks.sample_mhz(one(rounds=(Round(30, 1980.0), Round(30)))) is None
     assert only(compare(run(one(seed=1)), run(one(seed=2)))).cycles_ratio is None
-    assert clocks.log_cycles([1.0, 2.0, 3.0], [1000.0] * 3) == pytest.approx(math.log(2e6))
+    three = msgspec.structs.replace(one(), samples_ms=(1.0, 2.0, 3.0), rounds=(Round(3, 1000.0),))
+    assert clocks.log_cycles(three) == pytest.approx(math.log(2e6)), "2 ms at 1000 MHz"
+
+
+def test_what_slowed_the_gpu_down_is_said():
+    old, new = one(seed=1), one(seed=2, ms=1.1, rounds=(Round(60, reasons=("sw thermal slowdown",)),))
+    assert only(compare(run(old), run(new))).triage == ("the GPU was slowed down: sw thermal slowdown",)
 
 
 def test_controls_that_moved_widen_everything():

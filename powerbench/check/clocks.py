@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,7 +16,10 @@ def sample_mhz(measurement: Measurement) -> tuple[float, ...] | None:
     return mhz if mhz and len(mhz) == len(measurement.samples_ms) else None
 
 
-def log_cycles(samples_ms: Sequence[float], mhz: Sequence[float]) -> float:
-    """Logarithm of the median number of cycles of a call; one clock for each sample."""
-    cycles = np.asarray(samples_ms, dtype=np.float64) * np.asarray(mhz, dtype=np.float64) * 1e3
+def log_cycles(measurement: Measurement) -> float | None:
+    """Logarithm of the median number of cycles of a call; None where the clock is not known."""
+    mhz = sample_mhz(measurement)
+    if mhz is None:
+        return None
+    cycles = np.asarray(measurement.samples_ms, dtype=np.float64) * np.asarray(mhz, dtype=np.float64) * 1e3
     return math.log(float(np.median(cycles)))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple
 
+from powerbench.check.clocks import log_cycles
 from powerbench.check.noise import Floor
 from powerbench.check.statistics import Median, bootstrap_median, quantile, rank_test, two_sided
+from powerbench.results.model import Measurement
 
 CONFIDENCE_P = 0.05  # of the interval that is shown
 NEARLY_NORMAL = 300.0  # degrees of freedom
@@ -15,25 +18,38 @@ POWER_Z = 1.645  # of a normal distribution, for a detection in 95 % of runs
 
 
 class Side(NamedTuple):
-    """One case in the runs of one side: the samples in ms of each run, in order, and their medians."""
+    """One case in the runs of one side: the samples in ms of each run, in order, their medians, and those in cycles."""
 
     samples_ms: tuple[Sequence[float], ...]
     medians: tuple[Median, ...]
+    log_cycles: tuple[float | None, ...]  # None: the clock of this run is not known
 
     @classmethod
-    def of(cls, samples_ms: Sequence[Sequence[float]]) -> Side:
-        """From the samples of each run."""
-        return cls(tuple(samples_ms), tuple(bootstrap_median(series) for series in samples_ms))
+    def of(cls, measured: Sequence[Measurement]) -> Side:
+        """From the case's measurement in each run."""
+        return cls(
+            tuple(one.samples_ms for one in measured),
+            tuple(bootstrap_median(one.samples_ms) for one in measured),
+            tuple(log_cycles(one) for one in measured),
+        )
 
     @property
     def first(self) -> Side:
         """The first run alone."""
-        return Side(self.samples_ms[:1], self.medians[:1])
+        return Side(self.samples_ms[:1], self.medians[:1], self.log_cycles[:1])
 
     @property
     def log_median(self) -> float:
         """The mean over the runs."""
-        return sum(median.log_median for median in self.medians) / len(self.medians)
+        return fmean(median.log_median for median in self.medians)
+
+
+def cycles_ratio(baseline: Side, new: Side) -> float | None:
+    """The log of the ratio in cycles, the mean over the runs; None where a clock is not known."""
+    known = [[cycles for cycles in side.log_cycles if cycles is not None] for side in (baseline, new)]
+    if any(len(cycles) < len(baseline.medians) for cycles in known):
+        return None
+    return fmean(known[1]) - fmean(known[0])
 
 
 class Evidence(NamedTuple):

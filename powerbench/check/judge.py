@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from powerbench.check.clocks import log_cycles, sample_mhz
-from powerbench.check.evidence import Evidence, Side, of_pairs, of_two_runs, pair_ratios
+from powerbench.check.evidence import Evidence, Side, cycles_ratio, of_pairs, of_two_runs, pair_ratios
 from powerbench.check.model import CaseVerdict, Policy, Verdict
 from powerbench.check.noise import Calibration, floor_of, moderated, sample_variance
 from powerbench.check.pairing import Pair
@@ -61,7 +60,9 @@ def judge(
             floor = floor.at_least(wandering[found.case_id], "as it wanders within the runs")
             evidence, source = of_two_runs(old.first, one.first, floor), floor.source
         machine = machine_ratio(found.new, baseline.ceilings, new.ceilings) if len(runs) == 1 else None
-        judged.append(Judged(found, old, one, evidence, source, math.log(machine) if machine else None, _cycles(found)))
+        judged.append(
+            Judged(found, old, one, evidence, source, math.log(machine) if machine else None, cycles_ratio(old, one))
+        )
     return judged
 
 
@@ -126,16 +127,6 @@ def _unexplained(known: Sequence[Evidence]) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if surplus(middle) > 0 else (low, middle)
     return math.sqrt(high)
-
-
-def _cycles(found: Pair) -> float | None:
-    """The log ratio of medians in cycles, where both sides know their clocks."""
-    assert found.baseline
-    assert found.new
-    before, after = sample_mhz(found.baseline), sample_mhz(found.new)
-    if not before or not after:
-        return None
-    return log_cycles(found.new.samples_ms, after) - log_cycles(found.baseline.samples_ms, before)
 
 
 def verdict(case: Judged, q_value: float, number: int, policy: Policy) -> CaseVerdict:

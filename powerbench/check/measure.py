@@ -111,9 +111,9 @@ def calibration(runs: Sequence[Run], policy: Policy) -> Calibration:
     sides = {}
     for one in runs[0].measurements:
         found = [other for run in runs for other in run.measurements if other.case_id == one.case_id]
-        samples = [other.samples_ms for other in found if len(other.samples_ms) >= MIN_SAMPLES]
-        if len(samples) == len(runs):
-            sides[one.case_id] = Side.of(samples)
+        enough = [other for other in found if len(other.samples_ms) >= MIN_SAMPLES]
+        if len(enough) == len(runs):
+            sides[one.case_id] = Side.of(enough)
     if not sides:
         raise UserError("--calibrate: no case was measured, with five samples or more, in every run")
     within = {

@@ -66,14 +66,15 @@ def config_changes(old: Measurement, one: Measurement) -> list[str]:
 
 
 def clock_changes(old: Measurement, one: Measurement) -> list[str]:
-    """Whether the new samples were taken at another clock."""
+    """Whether the new samples were taken at another clock, and what slowed the GPU down that did not before."""
+    reasons = [reason for reason in one.throttled if reason not in old.throttled]
+    said = [f"the GPU was slowed down: {', '.join(reasons)}"] if reasons else []
     clocks = sample_mhz(old), sample_mhz(one)
-    if not clocks[0] or not clocks[1]:
-        return []
-    before, after = median(clocks[0]), median(clocks[1])
-    if abs(math.log(after / before)) < math.log1p(CLOCK_CHANGE):
-        return []
-    return [f"clock {'lower' if after < before else 'higher'}: {before:.0f} MHz, now {after:.0f}"]
+    if clocks[0] and clocks[1]:
+        before, after = median(clocks[0]), median(clocks[1])
+        if abs(math.log(after / before)) > math.log1p(CLOCK_CHANGE):
+            said.append(f"clock {'lower' if after < before else 'higher'}: {before:.0f} MHz, now {after:.0f}")
+    return said
 
 
 def phase_changes(old: Measurement, one: Measurement, threshold: float) -> list[str]:
