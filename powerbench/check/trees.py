@@ -2,8 +2,8 @@
 
 For powerbench's own repository such a folder is a copy of this package in which `kernels` is the other commit's, so
 that nothing that measures differs between the two sides. The record that contestants fill in (`kernels/kernel.py`)
-counts as ruler: a field added since, with a default, does no harm. For a repository that adds kernels by the entry point
-group `powerbench.kernels`, the folder is this package, and the other commit's tree comes before everything installed.
+counts as ruler: a field added since, with a default, does no harm. For a repository that adds kernels by the entry
+point group `powerbench.kernels`, the folder is this package, and the other commit's tree comes before all installed.
 """
 
 from __future__ import annotations
