@@ -15,6 +15,8 @@ from powerbench.check.demands import hold, parse
 from powerbench.check.measure import calibration
 from powerbench.check.model import Comparison, Demand, Policy
 from powerbench.check.noise import ASSUMED, Calibration, CaseNoise, floor_of, moderated
+from powerbench.check.outputs.json import to_json
+from powerbench.check.outputs.markdown import markdown
 from powerbench.errors import UserError
 from powerbench.problem import Params
 from powerbench.results.model import Phase, Round
@@ -233,6 +235,16 @@ def test_controls_that_moved_widen_everything():
     assert alone.counts == {"regression": 4}
 
 
+def test_a_control_of_another_version_is_none():
+    versions = {"sdpa-cudnn": "2.13.0"}, {"sdpa-cudnn": "2.14.0"}
+    old, new = (
+        run(*(one("sdpa-cudnn", ctx=ctx, seed=ctx + i, ms=ms) for ctx in (1024, 2048, 4096)), packages=packages)
+        for i, (ms, packages) in enumerate(zip((1.0, 1.2), versions, strict=True))
+    )
+    assert compare(old, new, Policy(ignore_versions=True)).counts == {"regression": 3}
+    assert compare(old, new).counts == {"not comparable": 3}
+
+
 def test_all_slower_together_is_said():
     kernels = ("power-triton", "linear-triton", "mine")
     old = run(*(one(kernel, seed=i) for i, kernel in enumerate(kernels)))
@@ -263,6 +275,16 @@ def test_pairs_take_their_noise_from_their_own_spread():
 def test_a_case_that_was_wrong_in_any_run_of_a_session_is_lost():
     found = compare_pairs([(run(one(seed=1)), run(one(seed=2))), (run(one(seed=3)), run(lost("wrong")))])
     assert only(found).reason == "correctness lost: why"
+
+
+def test_where_nothing_can_be_seen_every_output_says_so():
+    noisy = [one(seed=i, noise=3.0, n=8) for i in range(2)]
+    found = compare(run(noisy[0]), run(noisy[1]))
+    assert math.isinf(only(found).detectable)
+    assert only(found).verdict == "inconclusive"
+    assert '"detectable": null' in to_json(found)
+    assert "no slowdown would be seen" in markdown(found)
+    assert "| nothing |" in markdown(found)
 
 
 def test_moderated_variances():

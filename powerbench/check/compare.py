@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from powerbench.check.evidence import Side
 from powerbench.check.judge import allow_for_controls, judge, verdict
 from powerbench.check.model import CaseVerdict, Comparison, Policy, Verdict
 from powerbench.check.noise import Calibration
-from powerbench.check.pairing import Pair, cases_differ, pair, runs_differ
+from powerbench.check.pairing import Pair, cases_differ, contestant_version, pair, runs_differ
 from powerbench.check.statistics import false_discovery
 from powerbench.check.triage import alike, environment_changes
 from powerbench.results.model import Measurement, Run
@@ -48,7 +48,8 @@ def compare_pairs(
             cases[found.case_id] = early
         else:
             measured.append((found, *_sides(found, runs)))
-    judged, moved = allow_for_controls(judge(measured, runs, calibration), policy.controls)
+    judged = judge(measured, runs, calibration)
+    judged, moved = allow_for_controls(judged, _controls({case.kernel for case in judged}, baseline, new, policy))
     adjusted = false_discovery([case.evidence.p_value for case in judged])
     for case, q_value in zip(judged, adjusted, strict=True):
         cases[case.pair.case_id] = verdict(case, q_value, len(judged), policy)
@@ -63,6 +64,12 @@ def compare_pairs(
     header = new.header
     device, started = header.environment.device, header.started
     return Comparison(baseline.path, new.path, device, started, policy, verdicts, notes=tuple(notes))
+
+
+def _controls(kernels: Collection[str], baseline: Run, new: Run, policy: Policy) -> list[str]:
+    """The kernels that are not on trial by name or family, and did not change."""
+    named = [kernel for kernel in kernels if {kernel, kernel.partition("-")[0]} & set(policy.controls)]
+    return [kernel for kernel in named if contestant_version(baseline, kernel) == contestant_version(new, kernel)]
 
 
 def _worst(found: Pair, runs: Sequence[tuple[Run, Run]]) -> Pair:

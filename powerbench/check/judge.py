@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -81,12 +81,12 @@ def _wandering(measured: Sequence[tuple[Pair, Side, Side]]) -> dict[str, float]:
     }
 
 
-def allow_for_controls(judged: list[Judged], controls: Sequence[str]) -> tuple[list[Judged], str | None]:
+def allow_for_controls(judged: list[Judged], controls: Collection[str]) -> tuple[list[Judged], str | None]:
     """Widen every uncertainty where contestants that cannot have changed moved more than theirs allows, and say so.
 
-    Other people's kernels of the same version are an A/A test within the comparison.
+    `controls` are kernels: other people's, of the same version on both sides, an A/A test within the comparison.
     """
-    known = [case.evidence for case in judged if set(controls) & {case.kernel, case.kernel.partition("-")[0]}]
+    known = [case.evidence for case in judged if case.kernel in controls]
     unexplained = _unexplained(known)
     if not unexplained:
         return judged, None

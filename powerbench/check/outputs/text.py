@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from powerbench.check.model import COMPARED, CaseVerdict, Comparison, Demand
@@ -70,8 +71,9 @@ def noise_line(comparison: Comparison) -> str:
     noises = sorted(case.noise or 0.0 for case in known)
     seen = sorted(case.detectable or 0.0 for case in known)
     sources = ", ".join(dict.fromkeys(case.noise_source or "" for case in known))
-    return (
-        f"Noise between runs of one code {percent(noises[0])} to {percent(noises[-1])} ({sources}); slowdowns that "
-        f"would be seen: from {percent(seen[0])} to {percent(seen[-1])} on, by case; "
-        f"threshold {percent(comparison.policy.threshold)}."
-    )
+    said = f"Noise between runs of one code {percent(noises[0])} to {percent(noises[-1])} ({sources})"
+    if math.isinf(seen[0]):
+        return f"{said}; no slowdown would be seen."
+    worst = f"{percent(seen[-1])} on" if math.isfinite(seen[-1]) else "none at all"
+    threshold = percent(comparison.policy.threshold)
+    return f"{said}; slowdowns would be seen from {percent(seen[0])} to {worst}, by case; threshold {threshold}."
