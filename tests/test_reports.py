@@ -260,8 +260,8 @@ def test_the_price_of_d_tile_and_chunk_is_said():
         *((2048, ms, {"params": Params(2, 8, chunk)}) for ms, chunk in ((5, 256), (4, 512), (9, 1024)))
     )
     assert sentence == (
-        "Of 3 choices of d_tile and chunk at 2k, d_tile = 8, chunk = 512 is the fastest; the next best takes 25 % longer, "
-        "the slowest 2.2 times as long."
+        "Of 3 choices of d_tile and chunk at 2k, d_tile = 8, chunk = 512 is the fastest; the next best takes 25 % "
+        "longer, the slowest 2.2 times as long."
     )
 
 
