@@ -183,9 +183,9 @@ def show(run: str, format_: str, phases: bool, crossovers: bool) -> None:
 @cli.command()
 @click.argument("runs", metavar="RUN.jsonl...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="FILE.html", help="The page [reports/<name of the first run>.html].")
-@click.option("--static", metavar="DIR", help="Also write the figures as PNG and SVG into DIR.")
+@click.option("--static", metavar="DIR", help="Also write the figures as PNG, SVG and PDF into DIR.")
 def report(runs: tuple[str, ...], output: str | None, static: str | None) -> None:
-    """Write one self-contained HTML page from one or more run files."""
+    """Write one self-contained HTML page from one or more run files; the first is what others are compared with."""
     from powerbench.reports.page import write_page  # noqa: PLC0415
     from powerbench.results.store import load  # noqa: PLC0415
 

@@ -106,11 +106,19 @@ class Browser:
 
     def wait_for_figures(self) -> None:
         """Until every figure that is not in something closed has its SVG, on a screen as high as the page."""
-        height = self.value("document.documentElement.scrollHeight")
+        closed = "p.parentElement.closest('details:not([open])')"
+        done = f"[...document.querySelectorAll('.chart')].every(p => {closed} || p.querySelector('.main-svg'))"
+        end = time.monotonic() + 30
+        while not self.value(done):  # the page grows while they are drawn
+            if time.monotonic() > end:
+                raise TimeoutError("not all figures are drawn")
+            self._set_height(self.value("document.documentElement.scrollHeight"))
+            time.sleep(0.1)
+        self._set_height(self.value("document.documentElement.scrollHeight"))
+
+    def _set_height(self, height: int) -> None:
         metrics = {"width": self._width, "height": height, "deviceScaleFactor": 1, "mobile": self._width < 600}
         self.send("Emulation.setDeviceMetricsOverride", **metrics)
-        closed = "p.parentElement.closest('details:not([open])')"
-        self.wait_for(f"[...document.querySelectorAll('.chart')].every(p => {closed} || p.querySelector('.main-svg'))")
 
     def wait_for(self, condition: str, seconds: float = 30) -> None:
         """Until a JavaScript expression is true. Raises TimeoutError."""

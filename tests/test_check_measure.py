@@ -56,7 +56,7 @@ def repository(tmp_path):
     (entry / "entry_points.txt").write_text("[powerbench.kernels]\nmine = mine:MINE\n")
     (folder / "suite.toml").write_text(SUITE)
     git(folder, "init", "-q")
-    for seconds in ("0.03", "0.12"):
+    for seconds in ("0.03", "0.3"):
         (folder / "mine.py").write_text(KERNEL.format(seconds=seconds))
         git(folder, "add", ".")
         git(folder, "commit", "-qm", f"sleeps {seconds} s")
@@ -69,7 +69,7 @@ def test_a_slower_commit_is_caught_and_nothing_is_left_behind(repository):
     assert done.returncode == 1, done.stderr + done.stdout
     found = json.loads(done.stdout)
     assert [case["verdict"] for case in found["cases"]] == ["regression"] * 2
-    assert all(2 < case["ratio"] < 6 for case in found["cases"]), "0.12 s against 0.03 s: each side ran its own code"
+    assert all(3 < case["ratio"] < 20 for case in found["cases"]), "0.3 s against 0.03 s: each side ran its own code"
     assert found["baseline"] == git(repository, "rev-parse", "--short=12", "HEAD~1")
     order = [line.split()[1] for line in done.stderr.splitlines()]
     assert order == ["baseline-1", "new-1", "new-2", "baseline-2"]
@@ -85,7 +85,9 @@ def test_calibration_of_this_machine(repository):
     assert done.stdout.splitlines()[0].endswith("2 runs of one code")
     found = json.loads((repository / "noise.json").read_text())
     assert (found["runs"], len(found["cases"])) == (2, 2)
-    assert all(0 < case["sd"] < case["detectable"] for case in found["cases"].values())
+    for case in found["cases"].values():
+        assert case["sd"] > 0
+        assert case["detectable"] is None or case["detectable"] > case["sd"], "None: on this machine, now, nothing is"
 
 
 def test_a_baseline_measured_now(repository):

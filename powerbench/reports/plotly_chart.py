@@ -79,6 +79,7 @@ def _axis(axis: Axis, values: Sequence[float]) -> dict[str, Any]:
     if known and not axis.ticks:
         decades = math.log10(max(known) / min(known))
         result["dtick"] = 1 if decades > 3 else "D2" if decades > 0.6 else "D1"
+        result["tickformat"] = "~s" if max(known) >= 1e4 else "~g"  # else 0.5 would read as 5
     return result
 
 

@@ -31,14 +31,14 @@ def _heat_map(number: int, tiles: TileMap, group: Group, look: Mapping[str, Styl
         if price is None:
             text = "invalid" if row.status == "ok" else row.status
         else:
-            text = f"{significant(row.median_ms or 0)} ms\n{'★ best' if row is best else f'+{percent_text(price)}'}"
+            text = f"{significant(row.median_ms or 0)}\n{'★ best' if row is best else f'+{percent_text(price)}'}"
         place = tiles.chunks.index(chunk), tiles.d_tiles.index(d_tile)
         points.append(Point(*place, row, words=text, value=price))
     own = facets(Curve(best.kernel, best.p, best.family, {}), group.setting)
     return Chart(
         f"tiles-{number}-{tiles.ctx}",
         f"d_tile by chunk at {context_text(tiles.ctx)} tokens: {tiles.label}",
-        f"Median, and how much longer it takes than the best ({best.params_text}); the paler, the nearer to it.",
+        f"Median in ms, and how much longer it takes than the best ({best.params_text}); the paler, the nearer to it.",
         Axis("chunk (tokens)", "category", _ticks(tiles.chunks)),
         Axis("d_tile", "category", _ticks(tiles.d_tiles)),
         [Series(tiles.label, points, look[tiles.label], "cell", own, key=False)],
