@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 
+import msgspec
 import numpy as np
 import pytest
 
 from powerbench.check.compare import compare, compare_pairs
 from powerbench.check.model import Policy
-from tests.noise_model import CASES, CONTROLS, Noise, observed, observed_between, on_a_cpu, simulated
+from powerbench.results.store import load
+from tests.noise_model import CASES, CONTROLS, RESULTS, Noise, observed, observed_between, on_a_cpu, simulated
 
 RUNS = 100
 SLOWER = CONTROLS + 20  # a case that is on trial
@@ -141,3 +144,37 @@ def test_a_session_of_identical_code_is_silent(quiet):
     generator = np.random.default_rng(23)
     counts = [compare_pairs(session(quiet, generator, Noise(0.01), 0.0)).counts for _ in range(20)]
     assert not any("regression" in count for count in counts)
+
+
+def published():
+    """Pairs of published H200 runs of one commit that measured some of the same cases."""
+    loaded = [load(path) for path in sorted((RESULTS / "h200").glob("*.jsonl"))]
+    for old, new in permutations(loaded, 2):
+        shared = {one.case_id for one in old.measurements} & {one.case_id for one in new.measurements}
+        if shared and old.header.environment.commit == new.header.environment.commit:
+            yield old, new
+
+
+def test_published_runs_of_one_commit_raise_no_alarm():
+    pairs = list(published())
+    assert len(pairs) >= 4
+    counts = [compare(old, new).counts for old, new in pairs]
+    assert not any("regression" in count or "improvement" in count for count in counts)
+    assert sum(count.get("ok", 0) for count in counts) > sum(count.get("inconclusive", 0) for count in counts)
+
+
+def test_five_percent_in_published_samples_of_power_attention_are_seen():
+    """Real samples on both sides, of different runs; those of the new one taken 1.05 times as long."""
+    verdicts = []
+    for old, new in published():
+        slow = [
+            msgspec.structs.replace(one, samples_ms=tuple(1.05 * ms for ms in one.samples_ms))
+            for one in new.measurements
+            if one.case.kernel == "power-triton" and one.samples_ms
+        ]
+        rest = [one for one in new.measurements if one.case.kernel != "power-triton"]
+        found = compare(old, msgspec.structs.replace(new, measurements=(*slow, *rest)))
+        verdicts += [case.verdict for case in found.cases if case.case_id.startswith("power-") and case.ratio]
+    assert len(verdicts) >= 8
+    assert verdicts.count("regression") >= 0.9 * len(verdicts)
+    assert "ok" not in verdicts
