@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from powerbench._version import __version__
+from powerbench.check.command import check
 from powerbench.errors import DeviceLostError, UserError
 
 if TYPE_CHECKING:
@@ -202,6 +203,9 @@ def report(runs: tuple[str, ...], output: str | None, static: str | None) -> Non
     except OSError as error:
         raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
     click.echo("\n".join(written))
+
+
+cli.add_command(check)
 
 
 @cli.group("list")

@@ -25,7 +25,7 @@ from powerbench.cost import Cost
 LARGEST_ERROR = 0.25  # a model that misses a measured time by more predicts nothing
 HORIZON = 16  # times the largest measured context; no prediction beyond
 _MATERIAL = 0.02  # a quadratic term below this share of the FLOPs at the largest context is rounding of the ledger
-_SAME_TOKENS = 1.1  # largest over smallest; below, launch and linear terms cannot be told apart
+_SAME_TOKENS = 2.0  # largest over smallest; below, launch and linear terms cannot be told apart
 
 Array = NDArray[np.float64]
 

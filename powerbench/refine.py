@@ -60,7 +60,8 @@ def next_steps(rows: Sequence[Row], suite: Suite, kernels: Collection[str]) -> l
     for group in _asked(rows, suite, kernels):
         wide = _wide(group)
         room = min(ROUND, LIMIT - len(_added(group, suite)))
-        step = _as_step(group, suite, _proposals(wide, {row.ctx for row in group.rows}, room), len(wide))
+        contexts = _proposals(wide, {row.ctx for row in group.rows}, room, _tokens(suite))
+        step = _as_step(group, suite, contexts, len(wide))
         steps += [step] if step else []
     return steps
 
@@ -79,7 +80,7 @@ def summary(rows: Sequence[Row], suite: Suite, kernels: Collection[str]) -> str:
 def _asked(rows: Sequence[Row], suite: Suite, kernels: Collection[str]) -> list[Group]:
     """The settings of the suite, without what another sweep may have left in the file."""
     low, high = min(suite.ctx or ()), max(suite.ctx or ())
-    tokens = suite.tokens or high
+    tokens = _tokens(suite) or 0
 
     def is_asked(row: Row) -> bool:
         batch = suite.batch or max(1, tokens // row.ctx)
@@ -90,6 +91,11 @@ def _asked(rows: Sequence[Row], suite: Suite, kernels: Collection[str]) -> list[
         return sizes and kind and row.batch == batch
 
     return groups([row for row in rows if is_asked(row)])
+
+
+def _tokens(suite: Suite) -> int | None:
+    """Batch times context, where the suite keeps that and not the batch constant."""
+    return None if suite.batch else suite.tokens or max(suite.ctx or ())
 
 
 def _added(group: Group, suite: Suite) -> list[int]:
@@ -111,22 +117,29 @@ def _too_wide(found: Iterator[Crossing]) -> list[Crossing]:
     return sorted((c for c in found if c.width is not None and c.width > WIDTH), key=lambda c: -(c.width or 0.0))
 
 
-def _proposals(wide: Sequence[Crossing], measured: Collection[int], room: int) -> list[int]:
+def _proposals(wide: Sequence[Crossing], measured: Collection[int], room: int, tokens: int | None) -> list[int]:
     """At most `room` new contexts: at each crossing, or where that is measured, at the ends of its interval."""
     chosen: list[int] = []
+    inside = range(min(measured) + 1, max(measured))  # rounding must not leave the range that was asked for
     for crossing in wide:
         places = (crossing.at, crossing.low or crossing.at, crossing.high or crossing.at)
-        fresh = [ctx for ctx in map(rounded, places) if ctx not in measured]
+        fresh = [ctx for ctx in (rounded(place, tokens) for place in places) if ctx in inside and ctx not in measured]
         near = any(abs(ctx - crossing.at) < WIDTH / 2 * crossing.at for ctx in chosen)  # helps this one as well
         if len(chosen) < room and fresh and not near:
             chosen.append(fresh[0])
     return sorted(set(chosen))
 
 
-def rounded(ctx: float) -> int:
-    """The nearest context that kernels take without a ragged end, or at short contexts a fine enough step."""
-    part = max(1, int(ctx / _PART))
-    step = min(_MULTIPLE, 1 << (part.bit_length() - 1))
+def rounded(ctx: float, tokens: int | None) -> int:
+    """The nearest context that kernels take without a ragged end, or at short contexts a fine enough step.
+
+    With constant `tokens`, one near it (within WIDTH) that some batch fills: else a call there does up to half the work
+    of its neighbours.
+    """
+    step = min(_MULTIPLE, 1 << (max(1, int(ctx / _PART)).bit_length() - 1))
+    whole = tokens / max(1, round(tokens / ctx)) if tokens else 0.0
+    if abs(whole - ctx) <= WIDTH * ctx:
+        return max(step, int(whole // step) * step)
     return max(step, round(ctx / step) * step)
 
 
@@ -138,6 +151,6 @@ def _as_step(group: Group, suite: Suite, contexts: Sequence[int], crossings: int
     narrow = msgspec.structs.replace(
         suite, ctx=tuple(contexts), head_dim=(setting.head_dim,), value_dim=(setting.value_dim,),
         heads=(setting.heads,), kv_heads=(setting.kv_heads,), dtype=(setting.dtype,), pass_=(setting.pass_,),
-        kernels=names, tokens=None if suite.batch else suite.tokens or max(suite.ctx or ()),
+        kernels=names, tokens=_tokens(suite),
     )  # fmt: skip
     return Step(setting, tuple(contexts), crossings, narrow)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from powerbench.reports.ceilings import LEGEND, CeilingRow, ceiling_rows
 from powerbench.reports.rows import rows
 from powerbench.results.environment import collect
 from powerbench.results.model import SCHEMA_VERSION, Header, Measurement, Run
-from powerbench.results.store import RunWriter, load
+from powerbench.results.store import RunWriter, load, make_room
 from powerbench.roofline import Ceilings
 from powerbench.runner import run
 from powerbench.spoilers import spoilers
@@ -107,8 +107,6 @@ class Session:
     def sweep(self, path: Path, command: str, *, resume: bool) -> Run:
         """Measure every case that the run file does not hold yet; each is on disk the moment it is taken."""
         warnings = spoilers(self.device)  # before anything has been done here that would look like another's
-        for warning in warnings:
-            self.console.print(f"warning: {warning}", markup=False, soft_wrap=True)
         writer, earlier = self._open(path, command, resume, warnings)
         with writer:
             ceilings = earlier.ceilings
@@ -151,11 +149,11 @@ class Session:
     def _refine(self, writer: RunWriter, ceilings: Ceilings) -> int:
         """Rounds of a few more contexts around each crossing, each round planned by all that the file then holds."""
         names = [kernel.name for kernel in self.kernels]
+        found = rows(load(writer.path))
+        steps = refining.begun(found, self.suite, names)
         measured = 0
-        steps = refining.begun(rows(load(writer.path)), self.suite, names)
-        while True:
-            run_file = load(writer.path)
-            done = {measurement.case_id for measurement in run_file.measurements}
+        for _ in range(refining.LIMIT + 1):  # what was begun, then at least one context a round in every setting left
+            done = {row.case_id for row in found}
             planned = []
             for step in steps:
                 cases = plan(step.suite, self._named(step), self.device, ceilings, done, phases=self.phases)
@@ -168,9 +166,8 @@ class Session:
                 measured += self._measure(planned, writer)
             found = rows(load(writer.path))
             steps = refining.next_steps(found, self.suite, names)
-            if not steps:
-                self.console.print(refining.summary(found, self.suite, names), markup=False, soft_wrap=True)
-                return measured
+        self.console.print(refining.summary(found, self.suite, names), markup=False, soft_wrap=True)
+        return measured
 
     def _named(self, step: refining.Step) -> list[Kernel]:
         return [kernel for kernel in self.kernels if kernel.name in (step.suite.kernels or ())]
@@ -187,8 +184,7 @@ class Session:
     def _open(self, path: Path, command: str, resume: bool, warnings: tuple[str, ...]) -> tuple[RunWriter, Run]:
         if resume and path.exists():
             writer, earlier = RunWriter.resume(path)
-            for warning in earlier.warnings:
-                self.console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+            self._warn((*earlier.warnings, *warnings))
             was = earlier.header
             if (was.environment.device, was.seed) != (self.device.name, self.seed):
                 raise UserError(
@@ -198,6 +194,8 @@ class Session:
             return writer, earlier
         if path.exists():
             raise UserError(f"{path} exists; go on with it by --resume, or name another file by -o")
+        make_room(path)  # before the ceilings take their time
+        self._warn(warnings)
         header = Header(
             schema=SCHEMA_VERSION,
             command=command,
@@ -208,6 +206,10 @@ class Session:
             ceilings=self._all_ceilings(),
         )
         return RunWriter.create(path, header), Run(str(path), header, ())
+
+    def _warn(self, warnings: Iterable[str]) -> None:
+        for warning in warnings:
+            self.console.print(f"warning: {warning}", markup=False, soft_wrap=True)
 
     def verify(self, out: Console) -> list[Measurement]:
         """Gate every case, print a row each, and return them."""

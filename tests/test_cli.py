@@ -338,7 +338,7 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, args, message):
     before = {path: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
     done = powerbench(*args, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
-    error = [line for line in done.stderr.splitlines() if not line.startswith("measuring the ceilings")]
+    error = done.stderr.splitlines()
     assert len(error) == 1, done.stderr
     assert error[0].startswith("powerbench: error: ")
     assert message in error[0]
@@ -397,4 +397,5 @@ def test_the_reader_of_a_pipe_may_leave(swept):
     folder, _ = swept
     shell = f"{' '.join(map(repr, command('show', 'run.jsonl', '--format', 'csv')))} | head -n 1"
     done = subprocess.run(["bash", "-c", shell], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.stderr == ""
+    said = [line for line in done.stderr.splitlines() if "the CPU" not in line]  # what the run says of a busy machine
+    assert said == []

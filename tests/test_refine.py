@@ -103,6 +103,13 @@ def test_the_work_of_a_call_stays_that_of_the_suite():
     assert problem.batch == 16384 // problem.seqlen > 1
 
 
+def test_rounding_does_not_leave_the_range():
+    """A crossing just above the smallest context, which is no multiple of 128: there is no room below it."""
+    near = msgspec.structs.replace(SUITE, ctx=(int(TRUTH) - 20, int(TRUTH) + 4000))
+    (step,) = next_steps(measured(near.ctx, noise=0.0001), near, NAMES)
+    assert all(near.ctx[0] < ctx < near.ctx[1] for ctx in step.contexts)
+
+
 def test_what_was_begun_comes_first_when_a_sweep_goes_on():
     found = measured((*SUITE.ctx, 6016))
     (step,) = begun(found, SUITE, NAMES)
@@ -114,7 +121,19 @@ def test_what_was_begun_comes_first_when_a_sweep_goes_on():
     ("ctx", "expected"), [(5325.3, 5376), (1100.0, 1088), (70000.0, 70016), (100.0, 100), (33.0, 32), (3.0, 3)]
 )
 def test_contexts_are_multiples_that_kernels_take(ctx, expected):
-    assert rounded(ctx) == expected
+    assert rounded(ctx, None) == expected
+
+
+@pytest.mark.parametrize(
+    ("ctx", "expected"),
+    [(4224.0, 4096), (5325.3, 5376), (1100.0, 1152), (900.0, 896), (3000.0, 2688), (26000.0, 25984)],
+)
+def test_with_constant_tokens_a_call_does_its_work_where_a_batch_fills_it(ctx, expected):
+    tokens = 8192 if ctx < 10_000 else 65536
+    found = rounded(ctx, tokens)
+    assert found == expected
+    whole = abs(tokens / round(tokens / ctx) - ctx) <= 0.1 * ctx
+    assert not whole or tokens // found * found > 0.93 * tokens
 
 
 def test_one_context_cannot_be_refined():

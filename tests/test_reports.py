@@ -330,4 +330,5 @@ def test_the_crossover_says_where_it_is_host_bound():
     (answer,) = answers(runs.run(found))
     sentence = "Host bound (a user waits over 10 % longer than these device times say): power-torch, p = 2 at 1k."
     assert sentence in answer.text
+    assert [pair.host_bound_up_to for pair in crossover_table(runs.run(found))] == [1024]
     assert "Host bound" not in answers(runs.cpu_run())[0].text

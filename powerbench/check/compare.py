@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from powerbench.check.evidence import Side
 from powerbench.check.judge import allow_for_controls, judge, verdict
 from powerbench.check.model import CaseVerdict, Comparison, Policy, Verdict
 from powerbench.check.noise import Calibration
-from powerbench.check.pairing import Pair, cases_differ, pair, runs_differ
+from powerbench.check.pairing import Pair, cases_differ, contestant_version, pair, runs_differ
 from powerbench.check.statistics import false_discovery
 from powerbench.check.triage import alike, environment_changes
 from powerbench.results.model import Measurement, Run
@@ -48,16 +48,28 @@ def compare_pairs(
             cases[found.case_id] = early
         else:
             measured.append((found, *_sides(found, runs)))
-    judged, moved = allow_for_controls(judge(measured, runs, calibration), policy.controls)
+    judged = judge(measured, runs, calibration)
+    judged, moved = allow_for_controls(judged, _controls({case.kernel for case in judged}, baseline, new, policy))
     adjusted = false_discovery([case.evidence.p_value for case in judged])
     for case, q_value in zip(judged, adjusted, strict=True):
         cases[case.pair.case_id] = verdict(case, q_value, len(judged), policy)
     order = [found.case_id for found in pairs]
     notes = [note for note in (refused, moved) if note]
+    if len(runs) == 1:  # in a session each run finds the traces of the one before, and the pairs show what it was worth
+        notes += [f"{run.path}: {spoiler}" for run in runs[0] for spoiler in run.spoilers]
     notes += [f"environment changed: {change}" for change in environment_changes(baseline, new)]
     common = alike([case.kernel for case in judged], [case.evidence.log_ratio for case in judged], policy.threshold)
     notes += [common] if common else []
-    return Comparison(baseline.path, new.path, policy, tuple(cases[case_id] for case_id in order), notes=tuple(notes))
+    verdicts = tuple(cases[case_id] for case_id in order)
+    header = new.header
+    device, started = header.environment.device, header.started
+    return Comparison(baseline.path, new.path, device, started, policy, verdicts, notes=tuple(notes))
+
+
+def _controls(kernels: Collection[str], baseline: Run, new: Run, policy: Policy) -> list[str]:
+    """The kernels that are not on trial by name or family, and did not change."""
+    named = [kernel for kernel in kernels if {kernel, kernel.partition("-")[0]} & set(policy.controls)]
+    return [kernel for kernel in named if contestant_version(baseline, kernel) == contestant_version(new, kernel)]
 
 
 def _worst(found: Pair, runs: Sequence[tuple[Run, Run]]) -> Pair:
@@ -104,7 +116,7 @@ def _unmeasured(found: Pair, baseline: Run, new: Run, policy: Policy, refused: s
 
 
 def _sides(found: Pair, runs: Sequence[tuple[Run, Run]]) -> tuple[Side, Side]:
-    """The samples of all runs that measured the case; a run that stopped before it on one side counts on neither."""
-    samples = [(_in(baseline, found.baseline), _in(new, found.new)) for baseline, new in runs]
-    both = [(old.samples_ms, one.samples_ms) for old, one in samples if old and one]
+    """The case in all runs that measured it; a pair of which one side has stopped before it does not count."""
+    measured = [(_in(baseline, found.baseline), _in(new, found.new)) for baseline, new in runs]
+    both = [(old, one) for old, one in measured if old and one]
     return Side.of([old for old, _ in both]), Side.of([one for _, one in both])

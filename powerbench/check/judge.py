@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
-from powerbench.check.clocks import log_cycles, sample_mhz
-from powerbench.check.evidence import Evidence, Side, of_pairs, of_two_runs, pair_ratios
+from powerbench.check.evidence import Evidence, Side, cycles_ratio, of_pairs, of_two_runs, pair_ratios
 from powerbench.check.model import CaseVerdict, Policy, Verdict
 from powerbench.check.noise import Calibration, floor_of, moderated, sample_variance
 from powerbench.check.pairing import Pair
+from powerbench.check.statistics import wander
 from powerbench.check.triage import clock_changes, config_changes, machine_ratio, phase_changes
+from powerbench.check.words import change
 from powerbench.results.model import Run
+from powerbench.results.statistics import median
 
-CONTROLS_MOVED = 2.0  # in standard errors
+PRIOR_CONTROLS = 4  # what the noise as assumed or measured is worth, in unchanged cases
 
 
 class Judged(NamedTuple):
@@ -46,6 +49,7 @@ def judge(
         if len(old.medians) == len(runs) > 1
     }
     variances, freedom = moderated(spreads, len(runs) - 1) if spreads else ({}, 0)
+    wandering = _wandering(measured)
     judged = []
     for found, old, one in measured:
         assert found.new
@@ -53,41 +57,76 @@ def judge(
             evidence, source = of_pairs(old, one, variances[found.case_id], freedom), f"{len(runs)} pairs of runs"
         else:
             floor = floor_of(found.case_id, baseline, new, calibration)
+            floor = floor.at_least(wandering[found.case_id], "as it wanders within the runs")
             evidence, source = of_two_runs(old.first, one.first, floor), floor.source
         machine = machine_ratio(found.new, baseline.ceilings, new.ceilings) if len(runs) == 1 else None
-        judged.append(Judged(found, old, one, evidence, source, math.log(machine) if machine else None, _cycles(found)))
+        judged.append(
+            Judged(found, old, one, evidence, source, math.log(machine) if machine else None, cycles_ratio(old, one))
+        )
     return judged
 
 
-def allow_for_controls(judged: list[Judged], controls: Sequence[str]) -> tuple[list[Judged], str | None]:
+def _wandering(measured: Sequence[tuple[Pair, Side, Side]]) -> dict[str, float]:
+    """By case, how far the median moves within a run: that of its own two runs, or of its kernel's if that is more."""
+    own: dict[str, float] = {}
+    by_kernel: dict[str, list[float]] = {}
+    for found, old, one in measured:
+        assert found.new
+        own[found.case_id] = (wander(old.samples_ms[0]) + wander(one.samples_ms[0])) / 2
+        by_kernel.setdefault(found.new.case.kernel, []).append(own[found.case_id])
+    return {
+        found.case_id: math.sqrt(max(own[found.case_id], fmean(by_kernel[found.new.case.kernel])))
+        for found, _, _ in measured
+        if found.new
+    }
+
+
+def allow_for_controls(judged: list[Judged], controls: Collection[str]) -> tuple[list[Judged], str | None]:
     """Widen every uncertainty where contestants that cannot have changed moved more than theirs allows, and say so.
 
-    Other people's kernels of the same version are an A/A test within the comparison. Their root mean square deviation
-    in standard errors (the Birge ratio) is 1 where the noise is known; from CONTROLS_MOVED on it is not, and scales it.
+    `controls` are kernels: other people's, of the same version on both sides, an A/A test within the comparison.
     """
-    known = [case.evidence for case in judged if set(controls) & {case.kernel, case.kernel.partition("-")[0]}]
-    if not known:
-        return judged, None
-    scale = math.sqrt(sum((one.log_ratio / one.error) ** 2 for one in known) / len(known))
-    if scale < CONTROLS_MOVED:
+    known = [case.evidence for case in judged if case.kernel in controls]
+    unexplained = _unexplained(known)
+    if not unexplained:
         return judged, None
     source = f"{len(known)} unchanged cases"
-    wider = [case._replace(evidence=case.evidence.scaled(scale, len(known)), noise_source=source) for case in judged]
-    moved = math.expm1(math.sqrt(sum(one.log_ratio**2 for one in known) / len(known)))
+    freedom = PRIOR_CONTROLS + len(known)
+    wider = [
+        case._replace(evidence=case.evidence.widened(unexplained, freedom), noise_source=source) for case in judged
+    ]
+    moved = change(math.exp(math.sqrt(fmean(one.log_ratio**2 for one in known))))
     return wider, (
-        f"the machine was not quiet: {len(known)} cases of contestants that are not on trial moved by {moved:.0%} "
-        f"(root mean square), {scale:.1f} times what their noise allows; all uncertainties are widened by that factor"
+        f"the machine was not quiet: {len(known)} cases of contestants that are not on trial moved by {moved} "
+        "(root mean square), more than expected; so all uncertainties are taken larger"
     )
 
 
-def _cycles(found: Pair) -> float | None:
-    """The log ratio of medians in cycles, where both sides know their clocks."""
-    assert found.baseline
-    assert found.new
-    before, after = sample_mhz(found.baseline), sample_mhz(found.new)
-    if not before or not after:
-        return None
-    return log_cycles(found.new.samples_ms, after) - log_cycles(found.baseline.samples_ms, before)
+def _unexplained(known: Sequence[Evidence]) -> float:
+    """Standard deviation of what cases that did not change moved beyond their errors; 0 where those explain it.
+
+    The estimate of Paule and Mandel (1982): with it, the squares of the deviations in standard errors average 1. A few
+    more cases that moved as expected stand for what was assumed or measured before.
+    """
+    if not known:
+        return 0.0
+    usual = median([one.error for one in known])
+    # the square of Student's t is f / (f - 2) on average
+    expected = [1.0 if math.isinf(one.freedom) else one.freedom / max(1.0, one.freedom - 2.0) for one in known]
+
+    def surplus(variance: float) -> float:
+        moved = sum(
+            one.log_ratio**2 / (one.error**2 * factor + variance) for one, factor in zip(known, expected, strict=True)
+        )
+        return moved + PRIOR_CONTROLS * usual**2 / (usual**2 + variance) - len(known) - PRIOR_CONTROLS
+
+    low, high = 0.0, sum(one.log_ratio**2 for one in known) + usual**2
+    if surplus(low) <= 0:
+        return 0.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if surplus(middle) > 0 else (low, middle)
+    return math.sqrt(high)
 
 
 def verdict(case: Judged, q_value: float, number: int, policy: Policy) -> CaseVerdict:
@@ -105,12 +144,10 @@ def verdict(case: Judged, q_value: float, number: int, policy: Policy) -> CaseVe
         if case.cycles is not None and case.cycles > limit:
             what, reason = (
                 "inconclusive",
-                f"in cycles it is {math.expm1(case.cycles):.1%} slower: a higher clock hides it",
+                f"in cycles {change(math.exp(case.cycles))}: a higher clock hides it",
             )
     else:
-        high = math.expm1(evidence.high)
-        what = "inconclusive"
-        reason = f"may be up to {high:.1%} slower; what can be seen here is {detectable:.1%} and more"
+        what, reason = "inconclusive", f"may be slower, by up to {change(math.exp(evidence.high))}"
     return _row(case, what, reason, q_value, detectable, policy)
 
 
@@ -121,8 +158,7 @@ def _otherwise_explained(case: Judged, limit: float) -> str:
     if case.cycles is not None and sign * case.cycles <= limit:
         return "not confirmed in cycles: the clock changed, and explains the difference"
     if case.machine is not None and sign * case.machine > limit and sign * (ratio - case.machine) <= limit:
-        word = "slower" if sign > 0 else "faster"
-        return f"the machine itself was {abs(math.expm1(case.machine)):.1%} {word} at such work, by its ceilings"
+        return f"the machine itself took {change(math.exp(case.machine))} for such work, by its measured ceilings"
     return ""
 
 

@@ -30,7 +30,8 @@ class CaseVerdict(msgspec.Struct, frozen=True):
 
     `low` and `high` are the 95 % interval of `ratio`, noise between runs included. `noise` is the standard deviation,
     as a fraction, of the ratio of two runs of the same code; `detectable` the smallest slowdown that would be called a
-    regression in 95 % of all runs. `cycles_ratio` is the ratio of medians in cycles, `machine_ratio` how much slower
+    regression in 95 % of all runs (infinite: none; null in JSON).
+    `cycles_ratio` is the ratio of medians in cycles, `machine_ratio` how much slower
     the machine itself was at this work, by its measured ceilings.
     """
 
@@ -55,19 +56,24 @@ class CaseVerdict(msgspec.Struct, frozen=True):
 class Demand(msgspec.Struct, frozen=True):
     """An absolute demand on the new run, and whether it is met."""
 
-    demand: str  # as it was given: min-roof 0.5
-    of: str  # the case, or the two contestants, that it is held against
-    verdict: Literal["ok", "regression", "inconclusive"]
+    demand: str  # as it was given: --min-roof 0.5
+    of: str  # the case, or the two of them, that it is held against; empty where there is none
+    verdict: Literal["ok", "regression", "inconclusive", "missing"]
     reason: str  # what was measured
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """Everything the gate has to say. `baseline` and `new` name the two sides; `notes` concern the whole run."""
+    """Everything the gate has to say. `baseline` and `new` name the two sides; `notes` concern the whole run.
+
+    `baseline` None: absolute demands alone. `started` is when the new run was, UTC.
+    """
 
     baseline: str | None
     new: str
+    device: str
+    started: str
     policy: Policy
-    cases: tuple[CaseVerdict, ...]
+    cases: tuple[CaseVerdict, ...] = ()
     demands: tuple[Demand, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -79,11 +85,12 @@ class Comparison(msgspec.Struct, frozen=True):
 
     @property
     def exit_status(self) -> int:
-        """1 a regression; 4 nothing was compared; 3 more inconclusive than allowed; else 0."""
+        """1 a regression; 4 nothing was compared, or a demand met no case; 3 more inconclusive than allowed; else 0."""
         counts = self.counts
         if counts.get("regression"):
             return REGRESSION
-        if not any(counts.get(verdict) for verdict in COMPARED):
+        unmet = any(demand.verdict == "missing" for demand in self.demands)
+        if unmet or not any(counts.get(verdict) for verdict in COMPARED):
             return NOTHING
         return INCONCLUSIVE if counts.get("inconclusive", 0) > self.policy.allow_inconclusive else OK
 

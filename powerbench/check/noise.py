@@ -26,6 +26,10 @@ class Floor(NamedTuple):
     freedom: float  # degrees of freedom of Student's t; infinite where it is assumed
     source: str
 
+    def at_least(self, sd: float, source: str) -> Floor:
+        """This floor, or a higher one that something else demands."""
+        return self if self.sd >= sd else Floor(sd, self.freedom, source)
+
 
 # Assumed where nothing was calibrated. On one H200 the published runs of this project, minutes apart, differ in quiet
 # cases by 0.5 % (root mean square of seven pairs, the largest 0.8 %); two GPUs of a model differ by a percent or two;

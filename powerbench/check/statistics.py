@@ -18,6 +18,9 @@ Floats = NDArray[np.float64]
 
 EXACT_SAMPLES = 25  # of both sides together; above, the normal approximation is good to a few percent of p
 
+IQR_OF_NORMAL = 1.349  # in standard deviations
+MEDIAN_OF_NORMAL = 1.2533  # standard error of the median of n normal samples, times sqrt(n), in standard deviations
+
 
 class Median(NamedTuple):
     """The median of a series of logarithms, with the bootstrap's answer to how far it can be trusted."""
@@ -49,8 +52,10 @@ def bootstrap_median(samples: Sequence[float]) -> Median:
 def effective_size(series: Sequence[float] | Floats) -> float:
     """How many independent samples a series in order of measurement is worth: between 1 and its length.
 
-    Length over 1 + 2 * the sum of its autocorrelations, summed while they are positive in pairs (Geyer 1992). Of ranks
-    and not of values, so that one outlier does not hide that the rest wanders.
+    The smaller of two estimates. Length over 1 + 2 * the sum of its autocorrelations, summed while they are positive in
+    pairs (Geyer 1992), sees any shape but stops early in short series. n (1 - r) / (1 + r), with r the correlation of
+    neighbours less its bias (Kendall 1954), sees a slow wander even there. Both of ranks and not of values, so that one
+    outlier does not hide that the rest wanders.
     """
     n = len(series)
     if n < 4:
@@ -58,17 +63,38 @@ def effective_size(series: Sequence[float] | Floats) -> float:
     ranks = np.argsort(np.argsort(np.asarray(series), kind="stable"), kind="stable") - (n - 1) / 2.0
     spectrum = np.fft.rfft(ranks, 2 * n)
     covariance = np.fft.irfft(spectrum * spectrum.conj())[: n - n % 2]
-    pairs = (covariance / covariance[0]).reshape(-1, 2).sum(axis=1)
+    correlation = covariance / covariance[0]
+    pairs = correlation.reshape(-1, 2).sum(axis=1)
     negative = np.flatnonzero(pairs <= 0)
-    time = 2.0 * float(pairs[: negative[0] if len(negative) else len(pairs)].sum()) - 1.0
-    return n / min(max(time, 1.0), float(n))
+    summed = 2.0 * float(pairs[: negative[0] if len(negative) else len(pairs)].sum()) - 1.0
+    neighbours = float(correlation[1])
+    neighbours = (
+        min(neighbours + (1.0 + 3.0 * neighbours) / n, 1.0 - 1.0 / n) if neighbours > 2.0 / math.sqrt(n) else 0.0
+    )
+    time = max(summed, (1.0 + neighbours) / (1.0 - neighbours), 1.0)
+    return n / min(time, float(n))
 
 
-def rank_test(base: Sequence[float], new: Sequence[float], inflation: float = 1.0) -> float:
+def wander(samples: Sequence[float]) -> float:
+    """How far the median moves within a run: the variance of the log ratio of its halves, beyond independent samples'.
+
+    Two clocks or a slow drift show here, and may differ from run to run by as much. Not negative.
+    """
+    logs = np.log(np.asarray(samples, dtype=np.float64))
+    half = len(logs) // 2
+    moved = float(np.median(logs[half:]) - np.median(logs[:half]))
+    deviations = [
+        float(np.subtract(*np.quantile(part, (0.75, 0.25)))) / IQR_OF_NORMAL for part in (logs[:half], logs[half:])
+    ]
+    independent = sum(MEDIAN_OF_NORMAL**2 * deviation**2 / half for deviation in deviations)
+    return max(0.0, moved**2 - independent)
+
+
+def rank_test(base: Sequence[float], new: Sequence[float]) -> float:
     """Two-sided p-value of the Mann-Whitney U test that neither side tends to be larger.
 
-    Exact for few independent samples without ties, else by the normal approximation with corrections for ties and
-    continuity. `inflation` is the variance's: samples over effective samples, 1 for independent ones.
+    Exact for few samples without ties, else by the normal approximation with corrections for ties and continuity. It
+    takes samples for independent, so its p-value alone proves nothing: the gate asks for it beside its other test.
     """
     a, b = np.asarray(base, dtype=np.float64), np.asarray(new, dtype=np.float64)
     n, m = len(a), len(b)
@@ -76,13 +102,13 @@ def rank_test(base: Sequence[float], new: Sequence[float], inflation: float = 1.
     values, where, counts = np.unique(both, return_inverse=True, return_counts=True)
     midranks = np.cumsum(counts) - (counts - 1) / 2.0
     u = float(midranks[where[n:]].sum()) - m * (m + 1) / 2.0
-    if inflation == 1.0 and len(values) == n + m <= EXACT_SAMPLES:
+    if len(values) == n + m <= EXACT_SAMPLES:
         chances = _u_distribution(n, m)
         extreme = round(min(u, n * m - u))
         return float(min(1.0, 2.0 * chances[: extreme + 1].sum()))
     total = n + m
     ties = float((counts.astype(np.float64) ** 3 - counts).sum())
-    variance = n * m / 12.0 * (total + 1 - ties / (total * (total - 1))) * inflation
+    variance = n * m / 12.0 * (total + 1 - ties / (total * (total - 1)))
     if variance <= 0:  # all samples are the same
         return 1.0
     z = max(0.0, abs(u - n * m / 2.0) - 0.5) / math.sqrt(variance)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from powerbench.check.clocks import sample_mhz
+from powerbench.check.words import change
 from powerbench.results.model import Measurement, Run
 from powerbench.results.statistics import median
 from powerbench.roofline import Ceilings, roof_seconds
@@ -65,14 +66,15 @@ def config_changes(old: Measurement, one: Measurement) -> list[str]:
 
 
 def clock_changes(old: Measurement, one: Measurement) -> list[str]:
-    """Whether the new samples were taken at another clock."""
+    """Whether the new samples were taken at another clock, and what slowed the GPU down that did not before."""
+    reasons = [reason for reason in one.throttled if reason not in old.throttled]
+    said = [f"the GPU was slowed down: {', '.join(reasons)}"] if reasons else []
     clocks = sample_mhz(old), sample_mhz(one)
-    if not clocks[0] or not clocks[1]:
-        return []
-    before, after = median(clocks[0]), median(clocks[1])
-    if abs(math.log(after / before)) < math.log1p(CLOCK_CHANGE):
-        return []
-    return [f"clock {'lower' if after < before else 'higher'}: {before:.0f} MHz, now {after:.0f}"]
+    if clocks[0] and clocks[1]:
+        before, after = median(clocks[0]), median(clocks[1])
+        if abs(math.log(after / before)) > math.log1p(CLOCK_CHANGE):
+            said.append(f"clock {'lower' if after < before else 'higher'}: {before:.0f} MHz, now {after:.0f}")
+    return said
 
 
 def phase_changes(old: Measurement, one: Measurement, threshold: float) -> list[str]:
@@ -92,8 +94,8 @@ def alike(kernels: Sequence[str], log_ratios: Sequence[float], threshold: float)
     """A note where every kernel, other people's too, became slower together: then it is hardly a kernel."""
     if len(set(kernels)) < 3 or min(log_ratios) <= math.log1p(threshold):
         return None
-    low, high = math.expm1(min(log_ratios)), math.expm1(max(log_ratios))
+    low, high = change(math.exp(min(log_ratios))), change(math.exp(max(log_ratios)))
     return (
-        f"all {len(log_ratios)} cases of {len(set(kernels))} kernels are slower, by {low:.0%} to {high:.0%}: "
+        f"all {len(log_ratios)} cases of {len(set(kernels))} kernels are slower, by {low} to {high}: "
         "rather the machine than a kernel"
     )
