@@ -355,12 +355,17 @@ def test_it_opens_within_two_seconds_with_two_thousand_cases(browser, tmp_path):
     path = tmp_path / "large.html"
     write_page([runs.large_run(2000)], path)
     assert path.stat().st_size < 4e6
+    size = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.send("Emulation.setDeviceMetricsOverride", **size)
+    browser.send("Emulation.setScriptExecutionDisabled", value=False)
     times = []
     for _ in range(3):  # the best of three: the machine that tests has other work
         browser.send("Page.navigate", url="about:blank")
         start = time.monotonic()
         browser.send("Page.navigate", url=path.as_uri())
-        browser.wait_for("document.documentElement?.dataset.ready && document.querySelector('.main-svg')")
+        browser.wait_for("document.documentElement?.dataset.ready")
+        browser.value("document.querySelector('figure').scrollIntoView()")
+        browser.wait_for("document.querySelector('.main-svg')")
         times.append(time.monotonic() - start)
     assert min(times) < 2
 
@@ -396,7 +401,7 @@ def test_it_prints(browser, pages, tmp_path):
     browser.open(pages / "cpu.html", dark=True)
     browser.send("Emulation.setEmulatedMedia", media="print")
     seen = "[...document.querySelectorAll('%s')].filter((e) => e.getClientRects().length).length"
-    assert browser.value(seen % ".still svg") == 5
+    assert browser.value(seen % "article .still svg") == 5
     assert browser.value(seen % ".chart, .selectors, .actions") == 0
     assert _rgb(browser, "body", "color") == "rgb(0, 0, 0)"
     browser.send("Emulation.setEmulatedMedia", media="")

@@ -71,7 +71,7 @@ def change_chart(found: Comparison) -> Chart | None:
         "Time over the baseline's, a point a case, with its 95 % interval, noise between runs included. Above the "
         "line: slower.",
         Axis("case, by change", "linear", _ends(len(found.changes)), range=(-0.5, end)),
-        Axis("times as long as before"),
+        _ratio_axis(found.changes),
         series,
         (Rule(((-0.5, 1.0), (end, 1.0))),),
         legend=any(change.verdict for change in found.changes),
@@ -80,8 +80,17 @@ def change_chart(found: Comparison) -> Chart | None:
     )
 
 
+def _ratio_axis(changes: Sequence[Change]) -> Axis:
+    """Linear around small changes, where a logarithmic axis would have a single tick."""
+    ends = [end for change in changes for end in (change.ratio, *(change.interval or ()))]
+    low, high = min(*ends, 1.0), max(*ends, 1.0)
+    room = 0.05 * (high - low) or 0.01
+    title = "times as long as before"
+    return Axis(title) if high > 3 * low else Axis(title, "linear", range=(low - room, high + room))
+
+
 def _ends(count: int) -> tuple[tuple[float, str], ...]:
-    return ((0, "most slowed down"), (count - 1, "most sped up")) if count > 2 else ()
+    return ((0, "slower"), (count - 1, "faster")) if count > 2 else ()
 
 
 def _point(change: Change, place: int) -> Point:

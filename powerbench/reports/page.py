@@ -61,9 +61,7 @@ def page(runs: Sequence[Run]) -> str:
         view(number, *parts, look, payload, stills)
         for number, parts in enumerate(zip(runs, all_rows, found, strict=True), start=1)
     ]
-    scripts = [_own_script()]
-    if payload.has_figures:
-        scripts.insert(0, _inline("plotly-cartesian.min.js"))
+    scripts = [_inline("plotly-cartesian.min.js"), _own_script()]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("powerbench.reports"),
         autoescape=True,

@@ -42,11 +42,6 @@ class Payload:
         figure = plotly_figure(chart, about)
         self._figures[id] = {**figure, "columns": ["series", chart.x.title or "category", chart.y.title or "category"]}
 
-    @property
-    def has_figures(self) -> bool:
-        """Whether plotly is needed."""
-        return bool(self._figures)
-
     def add_csv(self, id: str, text: str) -> None:
         """A file to download, by the id of its button's place."""
         self._csv[id] = text
