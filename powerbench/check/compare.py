@@ -14,6 +14,8 @@ from powerbench.check.triage import alike, environment_changes
 from powerbench.results.model import Measurement, Run
 from powerbench.results.statistics import MIN_SAMPLES
 
+ById = dict[str, Measurement]  # a run's measurements by case id
+
 LOST = {
     "wrong": "correctness lost",
     "failed": "fails now",
@@ -41,13 +43,14 @@ def compare_pairs(
     refused = next((reason for pair_ in runs if (reason := runs_differ(*pair_))), None)
     cases: dict[str, CaseVerdict] = {}
     measured: list[tuple[Pair, Side, Side]] = []
-    pairs = [_worst(found, runs) for found in pair(baseline, new)]
+    by_id = [(_by_id(old), _by_id(one)) for old, one in runs]
+    pairs = [_worst(found, by_id) for found in pair(baseline, new)]
     for found in pairs:
         early = _unmeasured(found, baseline, new, policy, refused)
         if early:
             cases[found.case_id] = early
         else:
-            measured.append((found, *_sides(found, runs)))
+            measured.append((found, *_sides(found, by_id)))
     judged = judge(measured, runs, calibration)
     judged, moved = allow_for_controls(judged, _controls({case.kernel for case in judged}, baseline, new, policy))
     adjusted = false_discovery([case.evidence.p_value for case in judged])
@@ -72,7 +75,7 @@ def _controls(kernels: Collection[str], baseline: Run, new: Run, policy: Policy)
     return [kernel for kernel in named if contestant_version(baseline, kernel) == contestant_version(new, kernel)]
 
 
-def _worst(found: Pair, runs: Sequence[tuple[Run, Run]]) -> Pair:
+def _worst(found: Pair, runs: Sequence[tuple[ById, ById]]) -> Pair:
     """The pair as it stands in the first run where one of its sides has no time; the first pair where none lacks it."""
     for baseline, new in runs:
         here = Pair(_in(baseline, found.baseline), _in(new, found.new))
@@ -81,8 +84,13 @@ def _worst(found: Pair, runs: Sequence[tuple[Run, Run]]) -> Pair:
     return found
 
 
-def _in(run: Run, like: Measurement | None) -> Measurement | None:
-    return None if like is None else next((one for one in run.measurements if one.case_id == like.case_id), None)
+def _by_id(run: Run) -> ById:
+    """Looked up once a run: a case's id takes as long to make as all else that is done with it."""
+    return {one.case_id: one for one in run.measurements}
+
+
+def _in(run: ById, like: Measurement | None) -> Measurement | None:
+    return None if like is None else run.get(like.case_id)
 
 
 def _unmeasured(found: Pair, baseline: Run, new: Run, policy: Policy, refused: str | None) -> CaseVerdict | None:
@@ -115,7 +123,7 @@ def _unmeasured(found: Pair, baseline: Run, new: Run, policy: Policy, refused: s
     return None
 
 
-def _sides(found: Pair, runs: Sequence[tuple[Run, Run]]) -> tuple[Side, Side]:
+def _sides(found: Pair, runs: Sequence[tuple[ById, ById]]) -> tuple[Side, Side]:
     """The case in all runs that measured it; a pair of which one side has stopped before it does not count."""
     measured = [(_in(baseline, found.baseline), _in(new, found.new)) for baseline, new in runs]
     both = [(old, one) for old, one in measured if old and one]
