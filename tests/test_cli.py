@@ -213,7 +213,7 @@ def test_phases_from_sweep_to_page(theirs, tmp_path):
     assert [record["phase"] for record in json.loads(shown.stdout)] == ["scores", "weights", "sum"] * 2
     report = powerbench("report", "run.jsonl", "-o", "page.html", cwd=tmp_path)
     assert report.returncode == 0, report.stderr
-    assert "Time by phase: theirs-in-phases" in (tmp_path / "page.html").read_text()
+    assert "Time by phase against context: theirs-in-phases" in (tmp_path / "page.html").read_text()
 
 
 def test_resume_with_phases_measures_nothing_twice_and_says_so(theirs, tmp_path):

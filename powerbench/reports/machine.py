@@ -20,7 +20,7 @@ def environment_lines(run: Run) -> list[tuple[str, str]]:
         ("Device", f"{machine.device}, {machine.cores} {cores}, {machine.memory_bytes / _GIB:.0f} GiB"),
         ("CPU", machine.cpu),
         ("Driver", machine.driver),
-        *_gpu_facts(machine),
+        *gpu_facts(machine),
         ("System", f"{machine.os}, Python {machine.python}"),
         ("Packages", packages),
         ("powerbench", f"{machine.powerbench}, commit {machine.commit or 'unknown'}"),
@@ -38,10 +38,10 @@ def ceiling_lines(ceilings: Ceilings, device: str) -> list[tuple[str, str]]:
         for dtype, rate in ceilings.matmul_flops_per_s.items()
     ]  # fmt: skip
     copy = ("Copy bandwidth", f"{si(ceilings.copy_bytes_per_s, ' ')}B/s")
-    return [*matmul, copy, ("Source", ceilings.source), *_ceiling_facts(ceilings, device)]
+    return [*matmul, copy, ("Source", ceilings.source), *ceiling_facts(ceilings, device)]
 
 
-def _gpu_facts(machine: Environment) -> list[tuple[str, str]]:
+def gpu_facts(machine: Environment) -> list[tuple[str, str]]:
     """(name, value) pairs; none on a CPU, and none of a run that was measured before they were recorded."""
     gpu = machine.gpu
     if gpu is None:
@@ -61,7 +61,7 @@ def _gpu_facts(machine: Environment) -> list[tuple[str, str]]:
     ]
 
 
-def _ceiling_facts(ceilings: Ceilings, device: str) -> list[tuple[str, str]]:
+def ceiling_facts(ceilings: Ceilings, device: str) -> list[tuple[str, str]]:
     """A line for each ceiling that is stored with its samples."""
     return [
         (
