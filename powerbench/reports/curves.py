@@ -71,11 +71,6 @@ class Curve:
         """Unique within a run."""
         return self.kernel if self.p is None else f"{self.kernel}, p = {self.p}"
 
-    @property
-    def times_ms(self) -> dict[int, float]:
-        """Context in tokens -> median milliseconds."""
-        return {ctx: row.median_ms for ctx, row in self.points.items() if row.median_ms is not None}
-
 
 @dataclass(frozen=True)
 class Group:
