@@ -87,7 +87,7 @@ def test_d_tile_must_divide_some_head_dimension():
 
 
 def test_presets_are_valid_and_say_what_they_are_for():
-    assert {"smoke", "context", "tiles", "degree"} <= set(presets())
+    assert {"smoke", "ci", "context", "tiles", "degree"} <= set(presets())
     for name in presets():
         suite = load(name)
         assert suite.name == name
@@ -128,7 +128,7 @@ def test_a_good_suite_file(tmp_path):
 
 
 def test_unknown_suite():
-    with pytest.raises(SelectorError, match=r"'nope' is neither a TOML file nor one of context, degree"):
+    with pytest.raises(SelectorError, match=r"'nope' is neither a TOML file nor one of ci, context, degree"):
         load("nope")
     with pytest.raises(SelectorError, match=r"gone\.toml: No such file"):
         load("gone.toml")

@@ -22,7 +22,8 @@ HOST_BOUND_TEXT = "host bound: a user waits over 10 % longer than the device wor
 class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     """One case. None: not applicable or not measured. Times in ms, rates per second, fractions of 1, sizes in tokens.
 
-    The field names (with `pass`) are the tidy frame's columns and a contract; new ones go to the end.
+    The field names (with `pass`) are the tidy frame's columns and a contract, all but the last, which is none; new ones
+    go to the end, before it.
     """
 
     case_id: str
@@ -72,6 +73,7 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     throttle: str | None  # what held the clock down, by NVML's names; `none` where nothing did
     throttled: bool  # among that is a slowdown, in which the GPU cannot show what it can do
     retakes: int  # rounds of samples dropped and taken again, for such a slowdown
+    measurement: Measurement  # what the row was made of: its samples and its ledger; not a column
 
     @property
     def params_text(self) -> str:
@@ -92,7 +94,7 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
         return relative_spread(self.median_ms, self.interval_ms)
 
 
-COLUMNS: tuple[str, ...] = tuple(field.encode_name for field in msgspec.structs.fields(Row))
+COLUMNS: tuple[str, ...] = tuple(field.encode_name for field in msgspec.structs.fields(Row)[:-1])
 
 
 def rows(run: Run) -> list[Row]:
@@ -103,7 +105,7 @@ def rows(run: Run) -> list[Row]:
 
 def values(row: Row) -> list[object]:
     """The row's values in the order of COLUMNS."""
-    return list(msgspec.structs.astuple(row))
+    return list(msgspec.structs.astuple(row)[:-1])
 
 
 def trusted(all_rows: Iterable[Row]) -> list[Row]:
@@ -183,6 +185,7 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
         wall_ms=wall_ms,
         host_bound=host_bound,
         **_state(measurement),
+        measurement=measurement,
     )
 
 
