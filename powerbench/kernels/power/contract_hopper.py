@@ -33,7 +33,7 @@ from powerbench.kernels.power.hopper import (
 from powerbench.kernels.power.tiling import Brick, brick_row_table, brick_table
 
 STATE_ROWS = 64  # rows of a brick: the depth of one product with the state
-STAGES = gl.constexpr(4)  # buffers of copies, and steps unrolled so that each step knows its own; divides step tables
+STAGES = gl.constexpr(4)  # buffers of copies of a state; a table of steps is a multiple of it
 # Fields of a step: first row of the state, rows between fibres, i_1 / F, column / C, i_2, i_3, pair of multiplicities.
 STEP_FIELDS = gl.constexpr(8)
 
@@ -139,18 +139,32 @@ def rows_of(step, n_steps, p_steps):
 
 
 @gluon.jit
-def state_buffers(ROWS: gl.constexpr, E: gl.constexpr):
-    """STAGES buffers for ROWS rows of a state, each an allocation of its own.
+def state_buffers(ROWS: gl.constexpr, E: gl.constexpr, APART: gl.constexpr):
+    """STAGES buffers for ROWS rows of a state, to be asked for by `state_buffer`. APART: each an allocation of its own.
 
-    In one array with an index only known when it runs, the compiler sees the next copy meet what a product still
-    reads, and puts a second barrier into every step.
+    In one allocation, with an index only known when it runs, the compiler takes the next copy to meet what a product
+    still reads, and puts a second barrier into every step.
     """
     layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, E], gl.bfloat16)
-    r_0 = gl.allocate_shared_memory(gl.bfloat16, [ROWS, E], layout)
-    r_1 = gl.allocate_shared_memory(gl.bfloat16, [ROWS, E], layout)
-    r_2 = gl.allocate_shared_memory(gl.bfloat16, [ROWS, E], layout)
-    r_3 = gl.allocate_shared_memory(gl.bfloat16, [ROWS, E], layout)
-    return r_0, r_1, r_2, r_3
+    if APART:
+        r_0 = gl.allocate_shared_memory(gl.bfloat16, [ROWS, E], layout)
+        r_1 = gl.allocate_shared_memory(gl.bfloat16, [ROWS, E], layout)
+        r_2 = gl.allocate_shared_memory(gl.bfloat16, [ROWS, E], layout)
+        r_3 = gl.allocate_shared_memory(gl.bfloat16, [ROWS, E], layout)
+        buffers = (r_0, r_1, r_2, r_3)
+    else:
+        buffers = gl.allocate_shared_memory(gl.bfloat16, [STAGES, ROWS, E], layout)
+    return buffers
+
+
+@gluon.jit
+def state_buffer(buffers, step, i: gl.constexpr, APART: gl.constexpr):
+    """That of one step, which is i modulo STAGES where they stand apart."""
+    if APART:
+        buffer = buffers[i % STAGES]
+    else:
+        buffer = buffers.index(step % STAGES)
+    return buffer
 
 
 @gluon.jit
@@ -169,40 +183,46 @@ def copy_state(step, n_steps, row_0, apart, p_r, r_smem, copy: gl.constexpr, ROW
 @gluon.jit
 def contract_state(
     acc, p_r, p_steps, n_steps, f_smem, x_smem, columns, P: gl.constexpr, BM: gl.constexpr, E: gl.constexpr,
-    F: gl.constexpr, C: gl.constexpr, LATE: gl.constexpr, num_warps: gl.constexpr,
+    F: gl.constexpr, C: gl.constexpr, APART: gl.constexpr, LATE: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
-    """acc [BM, E] plus phi_P(q)^T R, R [D, E] at p_r. LATE: a product is waited for when the next one is under way."""
+    """acc [BM, E] plus phi_P(q)^T R, R [D, E] at p_r.
+
+    APART: copies of R stand in buffers of their own, as many steps unrolled. LATE: a product is waited for when the
+    next one is under way.
+    """
+    # Two at least, so that phi and the next phi swap registers without being moved.
+    UNROLL: gl.constexpr = STAGES if APART else 2
     ROWS: gl.constexpr = F * C
     acc_layout: gl.constexpr = acc.type.layout
     phi_layout: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
     cube: gl.constexpr = unfolded_pairs(gl.to_linear_layout(phi_layout, [BM, ROWS]), C)
     copy: gl.constexpr = row_copy(E, num_warps)
-    buffers = state_buffers(ROWS, E)
+    buffers = state_buffers(ROWS, E, APART)
     for step in gl.static_range(STAGES - 2):
         row_0, apart = rows_of(step, n_steps, p_steps)
-        copy_state(step, n_steps, row_0, apart, p_r, buffers[step], copy, ROWS, C, E)
+        copy_state(step, n_steps, row_0, apart, p_r, state_buffer(buffers, step, step, APART), copy, ROWS, C, E)
     row_0, apart = rows_of(STAGES - 2, n_steps, p_steps)  # loaded a step before they are used
     b_phi = expanded(brick_of(0, p_steps, P), f_smem, x_smem, columns, cube, P)
     if LATE:
         brick = brick_of(1, p_steps, P)  # loaded a step before it is used
         b_last = b_phi
-        gl.assume(
-            n_steps >= STAGES
-        )  # a product in flight across a loop that may be skipped would be waited for at once
-    for turn in range(n_steps // STAGES):
-        for i in gl.static_range(STAGES):  # also so that phi and the next phi swap registers without being moved
-            at = STAGES * turn + i
-            free = buffers[(i + 2) % STAGES]
+        # a product in flight across a loop that may be skipped would be waited for at once
+        gl.assume(n_steps >= UNROLL)
+    for turn in range(n_steps // UNROLL):
+        for i in gl.static_range(UNROLL):
+            at = UNROLL * turn + i
             # The copy goes into the buffer of step at - 2, whose product every warp has waited for before the barrier
             # of the last step, or LATE of this one: both come with wait_group.
             if LATE:
                 async_copy.wait_group(STAGES - 3)
             else:
+                free = state_buffer(buffers, at + STAGES - 2, i + STAGES - 2, APART)
                 copy_state(at + STAGES - 2, n_steps, row_0, apart, p_r, free, copy, ROWS, C, E)
                 async_copy.wait_group(STAGES - 2)
             b_a = unpacked(b_phi, phi_layout, BM, ROWS)
-            acc = warpgroup_mma(b_a, buffers[i], acc, is_async=True)
+            acc = warpgroup_mma(b_a, state_buffer(buffers, at, i, APART), acc, is_async=True)
             if LATE:
+                free = state_buffer(buffers, at + STAGES - 2, i + STAGES - 2, APART)
                 copy_state(at + STAGES - 2, n_steps, row_0, apart, p_r, free, copy, ROWS, C, E)
             row_0, apart = rows_of(at + STAGES - 1, n_steps, p_steps)
             if LATE:
@@ -252,7 +272,7 @@ def contract_gradient_state(acc, p_r, p_steps, p_rows, n_steps, columns, u_pairs
     phi_layout: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
     cube: gl.constexpr = unfolded_pairs(gl.to_linear_layout(phi_layout, [BM, E]), E)  # [BM, 1, E / 2]
     copy: gl.constexpr = row_copy(E, num_warps)
-    buffers = state_buffers(HEAD, E)
+    buffers = state_buffers(HEAD, E, True)
     for step in gl.static_range(STAGES - 2):
         copy_gathered(step, n_steps, gathered(step, n_steps, p_rows, copy, HEAD), p_r, buffers[step], copy, E)
     b_u = u_pairs.index(0).load(gl.SliceLayout(1, cube))  # [BM, E / 2]

@@ -76,7 +76,9 @@ def key_value_state_kernel(
         columns = f_pairs
         if P >= 3:
             columns = columns_of(p_k, stride_kt, left, BM, HEAD, num_warps)
-        acc = contract_state(acc, p_e, steps_ptr, n_steps, f_pairs, x_pairs, columns, P, BM, E, F, C, False, num_warps)
+        acc = contract_state(
+            acc, p_e, steps_ptr, n_steps, f_pairs, x_pairs, columns, P, BM, E, F, C, True, True, num_warps
+        )
     store_decayed(acc, dv_ptr + row_out * E, p_a, chunk, row_0, left, 1.0, HEADS, GATED, BM, E, num_warps)
 
     dk = gl.zeros([BM, HEAD], gl.float32, dk_layout)
