@@ -39,7 +39,8 @@ class Tree:
         """Run Python on this side."""
         caches = {name: str(self.folder / "cache" / name.lower()) for name in ("TRITON_CACHE_DIR", "CUDA_CACHE_PATH")}
         caches["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder / "cache" / "inductor")
-        path = os.pathsep.join(map(str, (self.folder, *self.paths)))
+        found = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        path = os.pathsep.join(map(str, (self.folder, *self.paths, *found)))  # its own package comes first
         env = {**os.environ, **caches, "PYTHONPATH": path, "POWERBENCH_COMMIT": self.label}
         return subprocess.run(
             [sys.executable, *arguments], cwd=self.folder, env=env, capture_output=True, text=True, check=False,
