@@ -259,6 +259,16 @@ def test_static_figures(name, tmp_path):
     assert {path.suffix for path in files} == {".png", ".svg", ".pdf"}
 
 
+def test_static_figures_of_several_runs(tmp_path):
+    """Those of the differences too, of every run against the first, and each contestant looks the same in all."""
+    base = runs.cpu_run()
+    files = {path.stem for path in write_static([base, runs.slower_run(base), base], tmp_path) if path.suffix == ".svg"}
+    assert {f"run{i}-against-run1-changes" for i in (2, 3)} <= files
+    assert any(name.startswith("all-runs-") and name.endswith("-overlay") for name in files)
+    alone = {name.removeprefix("run1-") for name in files if name.startswith("run1-")}
+    assert {f"run{i}-{name}" for i in (2, 3) for name in alone} <= files
+
+
 @pytest.mark.parametrize("run", [runs.phases_run(), runs.gpu_run(("fwd",), doublings=1)], ids=["phases", "tiles"])
 def test_every_chart_can_be_drawn_for_paper(run):
     settings, whole = _charts(run)

@@ -138,12 +138,19 @@ def _write_into(axes: Axes, bars: BarContainer, series: Series, chart: Chart) ->
 def _markers(axes: Axes, series: Series) -> None:
     style, x, y = series.style, [point.x for point in series.points], [point.y for point in series.points]
     label = _plain(series.name) if series.key else None
+    for point in series.points:
+        if series.draw != "crossing" and point.low is not None and point.high is not None:
+            axes.vlines(
+                point.x,
+                point.low,
+                point.high,
+                color=style.color,
+                linewidth=1,
+                alpha=0.4 if series.draw == "faint" else 1,
+            )
     match series.draw:
         case "line":
             axes.plot(x, y, style.dash[1], color=style.color, marker=style.marker[1], markersize=4.5, label=label)
-            for point in series.points:
-                if point.low is not None and point.high is not None:
-                    axes.vlines(point.x, point.low, point.high, color=style.color, linewidth=1)
         case "links":
             gap = (math.nan, math.nan)
             pairs = [
