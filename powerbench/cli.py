@@ -202,8 +202,8 @@ def list_() -> None:
 
 @list_.command("kernels")
 def list_kernels() -> None:
-    """Every contestant: its row, family and version, or how to install it."""
-    from powerbench.session import print_kernels  # noqa: PLC0415
+    """Every contestant: its version, what it can do, and how to get it."""
+    from powerbench.listing import print_kernels  # noqa: PLC0415
 
     print_kernels(_console())
 

@@ -217,7 +217,8 @@ class _Sweep:
     def _ask(self, entry: _Entry, verb: str, argument: int | bool, kind: type[R]) -> R | Fault:
         if self.host is None:
             self.host = self.hire()
-        limit = self.timeout_s or TIMEOUT_SECONDS + TIMEOUT_FACTOR * entry.item.total_seconds
+        item = entry.item
+        limit = self.timeout_s or TIMEOUT_SECONDS + item.kernel.tuning_seconds + TIMEOUT_FACTOR * item.total_seconds
         start = time.monotonic()
         reply = self.host.ask(verb, entry.item.case, argument, max(0.0, limit - entry.spent_s))
         entry.spent_s += time.monotonic() - start

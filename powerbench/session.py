@@ -187,17 +187,6 @@ def _check_phases(kernels: list[Kernel]) -> None:
     raise UserError(f"--phases: no selected kernel ({names}) can be taken apart; of all, {can} can")
 
 
-def print_kernels(out: Console) -> None:
-    """The table of contestants."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("kernel", "family", "version", "sweeps", "what it is"):
-        table.add_column(column, overflow="fold")
-    for kernel in available().values():
-        takes = ", ".join(name for name in ("p", "d_tile", "chunk_size") if name in kernel.takes)
-        table.add_row(kernel.name, kernel.family, kernel.version() or "not installed", takes, kernel.summary)
-    out.print(table)
-
-
 def print_ceilings(dtypes: str | None, device_name: str, out: Console) -> None:
     """Measure the ceilings of a device thoroughly and print them; `dtypes` None: all that are ceilings of it."""
     chosen = words(dtypes, "--dtype", (*DTYPES, "tf32")) if dtypes else None

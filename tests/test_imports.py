@@ -52,6 +52,7 @@ ALLOWED = {
     "worker": BASE | {"timing", "device", "results", "bench", "telemetry"},
     "runner": BASE | {"device", "results", "stopping", "bench", "plan", "worker"},
     "terminal": BASE | {"results", "roofline", "plan"},
+    "listing": {"kernels"},
 }
 
 

@@ -9,13 +9,20 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 
 from powerbench.errors import UserError
+from powerbench.kernels.compiled import COMPILED_KERNELS
 from powerbench.kernels.fla import FLA_KERNELS
+from powerbench.kernels.flex import FLEX_KERNELS
 from powerbench.kernels.kernel import Kernel
 from powerbench.kernels.linear import LINEAR_KERNELS
 from powerbench.kernels.power.contestants import POWER_KERNELS
+from powerbench.kernels.retention import RETENTION_KERNELS
 from powerbench.kernels.softmax import SOFTMAX_KERNELS
+from powerbench.kernels.window import WINDOW_KERNELS
 
-KERNELS: tuple[Kernel, ...] = (*POWER_KERNELS, *LINEAR_KERNELS, *SOFTMAX_KERNELS, *FLA_KERNELS)
+KERNELS: tuple[Kernel, ...] = (
+    *POWER_KERNELS, *LINEAR_KERNELS, *SOFTMAX_KERNELS, *FLA_KERNELS, *FLEX_KERNELS, *WINDOW_KERNELS,
+    *COMPILED_KERNELS, *RETENTION_KERNELS,
+)  # fmt: skip
 
 ENTRY_POINT_GROUP = "powerbench.kernels"
 
