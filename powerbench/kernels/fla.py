@@ -175,8 +175,8 @@ FLA_KERNELS = (
     _fla("fla-linear", "FLA's chunk_linear_attn: linear attention, no gates", False, _prepare_linear),
     _fla("fla-simple-gla", "FLA's chunk_simple_gla: linear attention, gated", True, _prepare_simple_gla),
     Kernel(
-        name="fla-based",
-        family="fla",
+        name="based-fla",
+        family="based",
         summary="FLA's fused_chunk_based: exp(s) as 1 + s + s^2 / 2, no gates",
         takes=frozenset(),
         gated=False,
