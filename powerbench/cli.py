@@ -210,11 +210,12 @@ def list_kernels() -> None:
 
 @list_.command("suites")
 def list_suites() -> None:
-    """The preset suites and what each is for."""
+    """The preset suites: what each is for, what it costs, and what its page shows."""
     from powerbench.suites import load, presets  # noqa: PLC0415
 
     for name in presets():
-        click.echo(f"{name:10} {load(name).purpose}")
+        suite = load(name)
+        click.echo(f"{name:10} {suite.purpose} About {suite.minutes} min on an H200.\n{'':10} Shows: {suite.shows}")
 
 
 @list_.command("models")

@@ -31,7 +31,7 @@ ALLOWED = {
     "errors": set(),
     "roofline": {"cost"},
     "crossover": BASE,
-    "suites": BASE | {"kernels.kernel"},
+    "suites": BASE | {"kernels.kernel", "models"},
     "models": BASE | {"suites.grammar"},
     "wsfr": BASE | {"models", "crossover", "kernels.power.choose", "kernels.power.cost", "kernels.power.feature_map"},
     "nvml": set(),
