@@ -62,7 +62,7 @@ class Session:
         method = choose_method(device.type, timer, l2)
         suite = suite.on(device.type)
         list(suite.problems())  # raises where the selectors contradict each other
-        kernels = select(suite.kernels or ())
+        kernels = select(suite.kernels or (), suite.kernels_from)
         if phases:
             _check_phases(kernels)
         return cls(suite, kernels, device, seed, console, phases, method, timeout_s)

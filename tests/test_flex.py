@@ -113,3 +113,13 @@ def test_each_case_compiles_anew():
         assert torch.equal(function(torch.ones(n)), torch.full((n,), 2.0))
         seen.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert seen == list(range(seen[0], seen[0] + 13))
+
+
+def test_a_compiled_backward_runs_again():
+    """On what the forward pass saved, which torch else refuses where it had planned to overwrite it."""
+    function = packages.compiled(lambda x, w: torch.nn.functional.gelu(x @ w).softmax(-1))
+    x, w = (torch.randn(8, 8, requires_grad=True) for _ in range(2))
+    y = function(x, w)
+    first, second = (torch.autograd.grad(y, x, torch.eye(8), retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch._functorch.config.donated_buffer

@@ -10,6 +10,9 @@ from powerbench.bench import make_inputs
 from powerbench.kernels import softmax, window
 from powerbench.kernels.ledger import Tile, covered_pairs, visible_pairs
 from powerbench.problem import Case, Params, Problem
+from powerbench.reports.frames import tidy
+from powerbench.reports.show import render
+from tests import runs
 from tests.test_softmax import FakeFlash, install
 
 KERNELS = {kernel.name: kernel for kernel in window.WINDOW_KERNELS}
@@ -157,3 +160,12 @@ def test_flash_is_refused_as_without_a_window(monkeypatch):
     reason = KERNELS["window-flash-4"].unsupported(make_case("window-flash-4", dtype="bf16"), "cuda")
     assert reason == "flash-attn-4 is not installed (pip install flash-attn-4 --pre)"
     assert KERNELS["window-flash-4"].unsupported(make_case("window-flash-4"), "cpu") == "needs a CUDA device"
+
+
+def test_rows_name_the_window():
+    case = make_case(wide=20, dtype="fp32")
+    measured = runs.measurement("window-torch", 300, 1.0, params=case.params)
+    run = runs.run([measured])
+    assert tidy(run)["window"].tolist() == [20]
+    assert "window" in render(run, "csv").splitlines()[0].split(",")
+    assert "-w20/" in measured.case_id

@@ -34,10 +34,13 @@ def import_problem(distribution: str, module: str) -> str | None:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """torch.compile of a copy of `function`, for the shapes of one case; raises where it would run uncompiled.
 
-    torch counts how often a code object was compiled, and after eight shapes gives up: many cases share a process.
+    torch counts how often a code object was compiled, and after eight shapes gives up: many cases share a process. And
+    unless told not to, its backward passes overwrite what the forward pass saved; here they run again and again.
     """
     import torch  # noqa: PLC0415  this module is also for what imports none
+    import torch._functorch.config as autograd  # noqa: PLC0415  as above
 
+    autograd.donated_buffer = False
     assert isinstance(function, FunctionType)
     code, defaults = function.__code__.replace(), function.__defaults__
     copy = FunctionType(code, function.__globals__, function.__name__, defaults, function.__closure__)

@@ -46,10 +46,10 @@ def available() -> Mapping[str, Kernel]:
     return table
 
 
-def select(names: tuple[str, ...]) -> list[Kernel]:
-    """The kernels that `--kernels` names, each a row (sdpa-cudnn) or a family (sdpa), in that order, each once.
+def select(names: tuple[str, ...], where: str = "--kernels") -> list[Kernel]:
+    """The kernels of these names, each a row (sdpa-cudnn) or a family (sdpa), in that order, each once.
 
-    Raises UserError naming what is allowed.
+    `where` the names stand. Raises UserError naming what is allowed.
     """
     table = available()
     families = dict.fromkeys(kernel.family for kernel in table.values())
@@ -58,7 +58,7 @@ def select(names: tuple[str, ...]) -> list[Kernel]:
         members = [kernel for kernel in table.values() if name in (kernel.name, kernel.family)]
         if not members:
             raise UserError(
-                f"--kernels: {name!r} is no kernel and no family; families are {', '.join(families)}; "
+                f"{where}: {name!r} is no kernel and no family; families are {', '.join(families)}; "
                 f"kernels are {', '.join(table)}"
             )
         chosen.update((kernel.name, kernel) for kernel in members)

@@ -50,7 +50,7 @@ def load(name_or_file: str) -> Suite:
     if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
         raise SelectorError(f"{name_or_file}: {BLOCK} must be written as [[{BLOCK}]], once for each block")
     shared = _values(data, (*DESCRIPTIONS, *SELECTORS, MODEL), name_or_file, f", and tables [[{BLOCK}]]")
-    whole = Suite(**{"name": path.stem, **shared})
+    whole = Suite(**{"name": path.stem, "kernels_from": f"{name_or_file}: kernels", **shared})
     parts = []
     for number, table in enumerate(blocks, 1):
         where = f"{name_or_file}: {BLOCK} {number}"

@@ -55,6 +55,7 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     kernels: tuple[str, ...] | None = None
     gated: bool = True
     blocks: tuple[Suite, ...] = ()
+    kernels_from: str = "--kernels"  # where the names stand, for whoever knows which there are
 
     def of_blocks(self, blocks: tuple[Suite, ...]) -> Suite:
         """This suite as the union of `blocks`; None among their dtypes or kernels: the device's default for all."""
@@ -75,6 +76,8 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
             parsed |= dict.fromkeys({"batch", "tokens"} - given)  # the suite's own must not outlive its opposite
         blocks = tuple(block.override(selectors) for block in self.blocks)
         values = {attribute(key): value for key, value in parsed.items()}
+        if "kernels" in parsed:
+            values["kernels_from"] = _option("kernels")
         return msgspec.structs.replace(self, **values, blocks=blocks)
 
     def on(self, device_type: str) -> Suite:
