@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from powerbench.refine import LIMIT
 from powerbench.results.model import Measurement
 from powerbench.roofline import ABOVE_ROOF_TOLERANCE
 
@@ -115,3 +118,17 @@ def print_plan(planned: Sequence[PlannedCase], console: Console) -> None:
     skipped = sum(item.reason is not None for item in planned)
     total = duration(sum(item.total_seconds for item in planned))
     console.print(f"{len(planned) - skipped} to measure in about {total}, {skipped} skipped.", highlight=False)
+
+
+def refining_text(planned: Sequence[PlannedCase]) -> str:
+    """What --refine may add to a plan, as if it went to its limit at the context that takes longest."""
+    seconds: dict[object, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    for item in planned:
+        problem = item.case.problem
+        setting = msgspec.structs.replace(problem, seqlen=0, batch=0)
+        seconds[setting, item.case.pass_][problem.seqlen] += item.total_seconds
+    most = sum(LIMIT * max(contexts.values()) for contexts in seconds.values())
+    return (
+        f"--refine: then up to {LIMIT} contexts more around the crossings of each setting, "
+        f"at most about {duration(most)}"
+    )

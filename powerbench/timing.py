@@ -9,7 +9,7 @@ A sample is one call. `Mode` says between what:
 
 Before each sample by graph or events one thread of the device spins: long enough for the host to enqueue the call, and
 for half as long as the call takes (`spin_ms`). Back to back, products at full rate run into the power limit within some
-milliseconds, and clocks then wander by several per cent from sample to sample; after a rest they do not.
+milliseconds, and clocks then wander by several per cent; a device that rests in between stays further from it.
 
 With a `cold` L2 the device overwrites its cache with a buffer of several times its size before each sample, outside
 the clock; with a `hot` one it does not. The caches of a CPU are left as they are.

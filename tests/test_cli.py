@@ -213,7 +213,7 @@ def test_phases_from_sweep_to_page(theirs, tmp_path):
     assert [record["phase"] for record in json.loads(shown.stdout)] == ["scores", "weights", "sum"] * 2
     report = powerbench("report", "run.jsonl", "-o", "page.html", cwd=tmp_path)
     assert report.returncode == 0, report.stderr
-    assert "Time by phase: theirs-in-phases" in (tmp_path / "page.html").read_text()
+    assert "Time by phase against context: theirs-in-phases" in (tmp_path / "page.html").read_text()
 
 
 def test_resume_with_phases_measures_nothing_twice_and_says_so(theirs, tmp_path):
@@ -312,6 +312,8 @@ def test_a_sweep_where_nothing_can_run_exits_1(tmp_path):
             "--phases: no selected kernel (sdpa-cpu, ",
         ),
         (["show", "junk.jsonl", "--phases"], "--phases goes with --format csv or json"),
+        (["show", "junk.jsonl", "--phases", "--crossovers", "--format", "csv"], "--phases and --crossovers exclude"),
+        (["sweep", "--refine", "--ctx", "1k", "--device", "cpu"], "--refine: --ctx has to name at least two contexts"),
         (["sweep", "--frobnicate"], "No such option"),
         (["sweep", "-o", "folder/"], "folder"),
         (["sweep", "-o", "empty.jsonl/run.jsonl"], "empty.jsonl/run.jsonl"),
@@ -336,7 +338,7 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, args, message):
     before = {path: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
     done = powerbench(*args, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
-    error = [line for line in done.stderr.splitlines() if not line.startswith("measuring the ceilings")]
+    error = done.stderr.splitlines()
     assert len(error) == 1, done.stderr
     assert error[0].startswith("powerbench: error: ")
     assert message in error[0]
@@ -396,4 +398,5 @@ def test_the_reader_of_a_pipe_may_leave(swept):
     folder, _ = swept
     shell = f"{' '.join(map(repr, command('show', 'run.jsonl', '--format', 'csv')))} | head -n 1"
     done = subprocess.run(["bash", "-c", shell], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.stderr == ""
+    said = [line for line in done.stderr.splitlines() if "the CPU" not in line]  # what the run says of a busy machine
+    assert said == []

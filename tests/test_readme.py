@@ -77,7 +77,7 @@ def test_readme_answers_are_the_run_files(name):
 
 def test_readme_crossover_at_head_dimension_128_is_the_run_file():
     forward = answers(load(ROOT / "results/h200/context-d128.jsonl"))[0].text
-    found = re.search(r"from (\S+) tokens on forward", " ".join(README.split()))[1]
+    found = re.search(r"from (\S+ \(\S+\)) tokens on forward", " ".join(README.split()))[1]
     assert f"beats softmax attention (flash-4) from {found} tokens on" in forward
 
 

@@ -88,7 +88,7 @@ def test_d_tile_must_divide_some_head_dimension():
 
 
 def test_presets_are_valid_and_say_what_they_are_for():
-    assert {"smoke", "context", "tiles", "degree"} <= set(presets())
+    assert {"smoke", "ci", "context", "tiles", "degree"} <= set(presets())
     for name in presets():
         suite = load(name)
         assert suite.name == name

@@ -35,6 +35,7 @@ class CaseLine:
     mark: str  # fastest, bad or nothing
     reason: str
     span: int  # columns that the reason takes
+    about: Row | PhaseRow
 
 
 @dataclass(frozen=True)
@@ -159,5 +160,5 @@ def _table(
     lines = []
     for j, row in enumerate(rows):
         cells = [texts[i][j] for i in keep if row.median_ms is not None or i <= status]
-        lines.append(CaseLine(cells, mark(row), row.reason or "", len(heads) - len(cells)))
+        lines.append(CaseLine(cells, mark(row), row.reason or "", len(heads) - len(cells), row))
     return CaseTable(", ".join(shared), heads, lines)

@@ -93,11 +93,6 @@ def phase_names(points: Sequence[Sequence[PhaseRow]]) -> list[str]:
     return list(dict.fromkeys(phase.phase for members in sorted(points, key=len, reverse=True) for phase in members))
 
 
-def placed_phases(points: Sequence[Sequence[PhaseRow]]) -> list[PhaseRow]:
-    """Those with a place on the roofline; a phase without matrix products has none on its logarithmic axes."""
-    return [phase for members in points for phase in members if phase.executed_tflops and phase.intensity]
-
-
 def _phase_row(phase: Phase, measurement: Measurement, case: Row, ceilings: Ceilings) -> PhaseRow:
     launches = [launch for launch in measurement.launches if launch.name == phase.name]
     cost = total(launches)

@@ -22,7 +22,8 @@ HOST_BOUND_TEXT = "host bound: a user waits over 10 % longer than the device wor
 class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     """One case. None: not applicable or not measured. Times in ms, rates per second, fractions of 1, sizes in tokens.
 
-    The field names (with `pass`) are the tidy frame's columns and a contract; new ones go to the end.
+    The field names (with `pass`) are the tidy frame's columns and a contract, all but the last, which is none; new ones
+    go to the end, before it.
     """
 
     case_id: str
@@ -73,6 +74,7 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     throttled: bool  # among that is a slowdown, in which the GPU cannot show what it can do
     retakes: int  # rounds of samples dropped and taken again, for such a slowdown
     window: int | None  # keys that a query of a sliding window sees; p is then the degree whose state it equals in size
+    measurement: Measurement  # what the row was made of: its samples and its ledger; not a column
 
     @property
     def params_text(self) -> str:
@@ -93,7 +95,7 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
         return relative_spread(self.median_ms, self.interval_ms)
 
 
-COLUMNS: tuple[str, ...] = tuple(field.encode_name for field in msgspec.structs.fields(Row))
+COLUMNS: tuple[str, ...] = tuple(field.encode_name for field in msgspec.structs.fields(Row)[:-1])
 
 
 def rows(run: Run) -> list[Row]:
@@ -104,7 +106,7 @@ def rows(run: Run) -> list[Row]:
 
 def values(row: Row) -> list[object]:
     """The row's values in the order of COLUMNS."""
-    return list(msgspec.structs.astuple(row))
+    return list(msgspec.structs.astuple(row)[:-1])
 
 
 def trusted(all_rows: Iterable[Row]) -> list[Row]:
@@ -185,6 +187,7 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
         host_bound=host_bound,
         **_state(measurement),
         window=params.window,
+        measurement=measurement,
     )
 
 

@@ -53,6 +53,14 @@ def load(path: str | os.PathLike[str]) -> Run:
     return _run(Path(path), _read(Path(path)))
 
 
+def make_room(path: Path) -> None:
+    """Make the folder of a run file that is to be. Raises StoreError when that cannot be, or when the file exists."""
+    with _os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            raise StoreError(f"{path}: exists already; resume it, or choose another name")
+
+
 class RunWriter:
     """Appends measurements to a run file, each on disk before `append` returns. Also a context manager.
 
@@ -68,8 +76,8 @@ class RunWriter:
     def create(cls, path: str | os.PathLike[str], header: Header) -> RunWriter:
         """Start a run file, with its folder. Raises StoreError when the file exists or cannot be written."""
         path = Path(path)
+        make_room(path)
         with _os_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 file = path.open("xb")
             except FileExistsError:
