@@ -21,7 +21,7 @@ TORCH_FREE = [
     "powerbench.reports.wsfr_table", "powerbench.reports.wsfr",
     "powerbench.reports.frames", "powerbench.reports.show", "powerbench.reports.page", "powerbench.reports.static",
     "powerbench.kernels.power.feature_map", "powerbench.kernels.power.cost", "powerbench.kernels.power.choose",
-    "powerbench.kernels.power.triton_cost",
+    "powerbench.kernels.power.triton_cost", "powerbench.kernels.power.state_size",
 ]  # fmt: skip
 # Which parts of the package a part may import. `cli` and `session`, at the top, may import all.
 BASE = {"problem", "cost", "errors", "_version"}
@@ -45,7 +45,7 @@ ALLOWED = {
     "results": BASE | {"roofline", "device", "nvml"},
     "reports": BASE
     | {"check", "results", "roofline", "crossover", "costmodel", "nvml", "datasheet", "models", "wsfr"}
-    | {"suites.grammar", "kernels.power.feature_map"},
+    | {"suites.grammar", "kernels.power.feature_map", "kernels.power.state_size"},
     "check": BASE | {"results", "roofline", "crossover", "reports", "suites", "kernels", "session"},
     "stopping": BASE | {"results"},
     "timing": BASE,

@@ -104,7 +104,7 @@ def test_presets_are_valid_and_say_what_they_are_for():
         ('ctx = "12x"', "ctx: '12x' is not a positive integer"),
         ("p = true", "p: True must be a number"),
         ("p = 1.5", "p: 1.5 must be a number"),
-        ('gated = "yes"', "gated: 'yes' must be a true or false"),
+        ('gated = "yes"', "gated: 'yes' must be true or false"),
         ('pass = ["forward"]', "pass: 'forward' is not one of fwd, bwd"),
         ("batch = 1\ntokens = 4", "exclude each other"),
         ("p = [", "mine.toml"),

@@ -24,7 +24,7 @@ from powerbench.kernels.ledger import of_pass
 from powerbench.kernels.packages import NEEDS_CUDA, compiled
 from powerbench.kernels.power import contestants, cost
 from powerbench.kernels.power.feature_map import feature_map, tspow_dim
-from powerbench.kernels.power.op import normalized_by_default
+from powerbench.kernels.power.state_size import normalized_by_default
 from powerbench.problem import Case, Params, Problem
 
 INSTALL = "with torch; it compiles with triton on a GPU, with a C++ compiler on a CPU"

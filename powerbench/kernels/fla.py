@@ -25,7 +25,8 @@ from powerbench.problem import Case, Params, Problem
 
 PACKAGE = "flash-linear-attention"
 # No GQA: chunk_fwd_o takes k's heads from q and lets only v have more (grouped values, not grouped queries).
-SUPPORT = Support(f"pip install {PACKAGE}", ("bf16", "fp16", "fp32"), grouped=False)
+INSTALL = "pip install powerbench[fla]"
+SUPPORT = Support(INSTALL, ("bf16", "fp16", "fp32"), grouped=False)
 CHUNK = 64  # what both kernels take when not told otherwise (fla/ops/simple_gla/chunk.py)
 
 
@@ -108,7 +109,7 @@ def _workspace_bytes(gated: bool, case: Case) -> int:
 
 
 BASED_WIDEST = 16  # d of fused_chunk_based, which holds a state of 1 + d + d^2 rows on chip
-BASED = Support(f"pip install {PACKAGE}", ("bf16", "fp16", "fp32"), f"up to {BASED_WIDEST}", grouped=False)
+BASED = Support(INSTALL, ("bf16", "fp16", "fp32"), f"up to {BASED_WIDEST}", grouped=False)
 
 
 def _based_unsupported(case: Case, device_type: str) -> str | None:

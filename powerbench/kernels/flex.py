@@ -24,13 +24,14 @@ from powerbench.kernels.power.op import MAX_DEGREE
 from powerbench.kernels.power.reference import attention_rows
 from powerbench.problem import Case, Params, Problem
 
+LEAST_WIDTH = 16  # of q, k and v: torch/_inductor/kernel/flex refuses narrower heads
 BLOCK = 128  # queries and keys of a block of the mask: FlexAttention's default
 LEAST_SCORE = 1e-20  # in the place of a score of 0, whose logarithm has no gradient; its p-th power is 0 in float32
 
 
 def flex_support() -> Support:
     """What FlexAttention can do on a GPU."""
-    return Support("with torch for CUDA", ("bf16", "fp16", "fp32"), "16 and more")
+    return Support("with torch for CUDA", ("bf16", "fp16", "fp32"), f"{LEAST_WIDTH} and more")
 
 
 def flex_unsupported(case: Case, device_type: str) -> str | None:
@@ -40,6 +41,9 @@ def flex_unsupported(case: Case, device_type: str) -> str | None:
         return NEEDS_CUDA
     if find_spec("triton") is None:
         return "triton is not installed (pip install powerbench[gpu]); torch compiles FlexAttention with it"
+    narrowest = min(case.problem.head_dim, case.problem.value_dim)
+    if narrowest < LEAST_WIDTH:
+        return f"head dimension {narrowest}: FlexAttention takes {LEAST_WIDTH} and more"
     return flex_support().refusal(case)
 
 

@@ -35,7 +35,7 @@ HEAD_DIMS = (16, 32, 64, 128, 256)  # retention/_attention/triton.py
 DTYPES = ("bf16", "fp16", "fp32")
 TILE = Tile(128, 64, padded=True)  # assumed: they tune theirs between 16 and 128
 TUNING_SECONDS = 1800.0  # hundreds of configurations, compiled one after the other
-TRITON = Support("pip install retention", DTYPES, "16, 32, 64, 128, 256")
+TRITON = Support("pip install powerbench[peers]", DTYPES, "16, 32, 64, 128, 256")
 CUDA = Support("pip install 'retention[experimental]'; nvcc; CUTLASS headers", DTYPES, "16, 32, 64, 128, 256")
 
 

@@ -147,12 +147,7 @@ class Provider:
     backward: bool = True
     max_head_dim: int | None = None
     one_width: bool = False  # v must be as wide as q and k
-    pip_options: str = ""
-
-    @property
-    def install(self) -> str:
-        """The command that gets it."""
-        return f"pip install {self.distribution}{self.pip_options}"
+    install: str = "pip install powerbench[flash]"  # the command that gets it
 
     def refusal(self, case: Case) -> str | None:
         """Why this package cannot run the case; None: nothing is known against it."""
@@ -168,17 +163,17 @@ class Provider:
         return import_problem(self.distribution, self.module)
 
 
+BUILD_2 = "pip install flash-attn --no-build-isolation"  # compiles, for long, so it is in no extra
 # flash_attn 2: csrc/flash_attn/flash_api.cpp checks the dtype, d <= 256 and v's shape against k's.
-FLASH_2 = (Provider("flash-attn", "flash_attn", max_head_dim=256, one_width=True, pip_options=" --no-build-isolation"),)
+FLASH_2 = (Provider("flash-attn", "flash_attn", max_head_dim=256, one_width=True, install=BUILD_2),)
 # flash_attn 3: built from its hopper folder it is complete; fa3-fwd's wheel has no backward and no fp16
 # (fa3_fwd_config.py in it).
 FLASH_3 = (
-    Provider("flash-attn-3", "flash_attn_interface", max_head_dim=256),
+    Provider("flash-attn-3", "flash_attn_interface", max_head_dim=256, install="build flash-attention's folder hopper"),
     Provider("fa3-fwd", "fa3_fwd_interface", dtypes=("bf16",), backward=False, max_head_dim=256),
 )
 # flash_attn 4: interface.py's widths depend on the GPU. Installed alone, it leaves an importable, empty `flash_attn`.
-# All its releases are betas, which pip passes over unless told.
-FLASH_4 = (Provider("flash-attn-4", "flash_attn.cute", pip_options=" --pre"),)
+FLASH_4 = (Provider("flash-attn-4", "flash_attn.cute"),)
 
 
 def installed(providers: tuple[Provider, ...]) -> Provider | None:

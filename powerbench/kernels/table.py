@@ -36,7 +36,7 @@ def available() -> Mapping[str, Kernel]:
     for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
         try:
             kernel = entry.load()
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:  # no such module, or nothing of that name in it
             raise UserError(f"entry point {entry.value} of group {ENTRY_POINT_GROUP} does not load: {error}") from error
         if not isinstance(kernel, Kernel):
             raise UserError(f"entry point {entry.value} of group {ENTRY_POINT_GROUP} is no powerbench Kernel")

@@ -1,6 +1,6 @@
 """Sliding-window softmax attention: what a state as small as power attention's buys when it is spent on recent keys.
 
-The window is no free choice: the keys and values it keeps are as many numbers as the state of power attention of degree
+The window is no free choice: the keys and values it keeps are as many bytes as the state of power attention of degree
 p, so that each row stands beside a row of power attention that remembers as much (the comparison of arXiv 2507.04239).
 None of these kernels has gates. Scores are scaled by 1/sqrt(d).
 """
@@ -17,8 +17,8 @@ from powerbench.kernels.flex import flex_support, flex_unsupported, flex_workspa
 from powerbench.kernels.kernel import Forward, Kernel, Support
 from powerbench.kernels.ledger import Tile, cpu_workspace_bytes, flash_workspace_bytes, softmax_launches
 from powerbench.kernels.packages import installed_version
-from powerbench.kernels.power.feature_map import spow_dim
-from powerbench.kernels.power.op import MAX_DEGREE, normalized_by_default
+from powerbench.kernels.power.op import MAX_DEGREE
+from powerbench.kernels.power.state_size import state_bytes
 from powerbench.kernels.softmax import (
     FLASH_2,
     FLASH_3,
@@ -34,11 +34,10 @@ from powerbench.problem import Case, Params, Problem
 MIN_BLOCK = 128  # queries at once in `window-torch`, where the window is narrower
 
 
-def equal_state_window(p: int, head_dim: int, value_dim: int) -> int:
-    """Keys whose k and v are as many numbers as the state of power attention: D e of them (D = `spow_dim`, the smallest
-    state), and D more for the denominator where it is normalised; a key and its value have d + e."""
-    numbers = spow_dim(head_dim, p) * (value_dim + normalized_by_default(p))
-    return max(1, round(numbers / (head_dim + value_dim)))
+def equal_state_window(p: int, problem: Problem) -> int:
+    """Keys whose k and v, in the problem's dtype, are as many bytes as power attention's smallest state of degree p."""
+    state = state_bytes(p, problem.head_dim, problem.value_dim, problem.dtype)
+    return max(1, round(state / ((problem.head_dim + problem.value_dim) * problem.itemsize)))
 
 
 def _window(case: Case) -> int:
@@ -50,7 +49,7 @@ def _resolve(problem: Problem, params: Params, device_type: str) -> Params:
     p = params.p or 2
     if p > MAX_DEGREE:
         return Params(p)  # refused by `_refusal`
-    window = equal_state_window(p, problem.head_dim, problem.value_dim)
+    window = equal_state_window(p, problem)
     return Params(p, window=min(window, problem.seqlen))  # a window longer than the context is the context
 
 

@@ -55,6 +55,9 @@ def load(name_or_file: str) -> Suite:
     for number, table in enumerate(blocks, 1):
         where = f"{name_or_file}: {BLOCK} {number}"
         own = _values(table, (*SELECTORS, MODEL), where)
+        for key in OF_MODEL if MODEL in data and MODEL not in table else ():
+            if key in table:
+                raise SelectorError(f"{where}: {key} and the {MODEL} above the blocks exclude each other")
         inherited = {key: value for key, value in shared.items() if OPPOSITE.get(key) not in own}
         parts.append(Suite(**{"name": path.stem, **inherited, **own}))
         parts[-1].check(where)
@@ -82,7 +85,7 @@ def _of_model(name: Any, table: Mapping[str, Any], where: str) -> dict[str, Any]
     from powerbench.models import presets as models  # noqa: PLC0415  which itself reads the selector grammar
 
     shapes = models()
-    if name not in shapes:
+    if not isinstance(name, str) or name not in shapes:
         raise SelectorError(f"{where}: {MODEL}: {name!r} is not one of {', '.join(shapes)}")
     for key in OF_MODEL:
         if key in table:

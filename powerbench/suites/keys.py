@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,12 +25,13 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
     "pass": lambda text, name: words(text, name, PASSES),
     "kernels": words,
 }
-_TYPES: dict[str, tuple[type, str]] = {
-    "name": (str, "text"),
-    "purpose": (str, "text"),
-    "shows": (str, "text"),
-    "minutes": (int, "whole number of minutes"),
-    "gated": (bool, "true or false"),
+# key -> type, which values of it are good, and both in words
+_TYPES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
+    "name": (str, lambda name: re.fullmatch(r"[\w.-]+", name) is not None, "a text of letters, digits and ._-"),
+    "purpose": (str, bool, "a text"),
+    "shows": (str, bool, "a text"),
+    "minutes": (int, lambda minutes: minutes > 0, "a whole number of minutes"),
+    "gated": (bool, lambda gated: True, "true or false"),
 }
 SELECTORS = (*_PARSERS, "gated")
 DESCRIPTIONS = tuple(key for key in _TYPES if key not in SELECTORS)
@@ -38,9 +40,9 @@ DESCRIPTIONS = tuple(key for key in _TYPES if key not in SELECTORS)
 def parse(key: str, value: Any, name: str) -> Any:
     """The value of a key, from TOML or as text from the command line. Raises SelectorError with `name` in it."""
     if key in _TYPES:
-        kind, words_for_it = _TYPES[key]
-        if type(value) is not kind:
-            raise SelectorError(f"{name}: {value!r} must be a {words_for_it}")
+        kind, is_good, in_words = _TYPES[key]
+        if type(value) is not kind or not is_good(value):
+            raise SelectorError(f"{name}: {value!r} must be {in_words}")
         return value
     if isinstance(value, list):
         value = ",".join(map(str, value))

@@ -57,6 +57,11 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     blocks: tuple[Suite, ...] = ()
     kernels_from: str = "--kernels"  # where the names stand, for whoever knows which there are
 
+    @property
+    def parts(self) -> tuple[Suite, ...]:
+        """Suites without blocks whose union this is."""
+        return self.blocks or (self,)
+
     def of_blocks(self, blocks: tuple[Suite, ...]) -> Suite:
         """This suite as the union of `blocks`; None among their dtypes or kernels: the device's default for all."""
         return msgspec.structs.replace(
@@ -132,7 +137,7 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     def cases(self, kernels: Sequence[Kernel], device_type: str) -> list[Case]:
         """Every case, problem by problem so that its contestants share inputs, each once, in a fixed order."""
         cases: dict[Problem, dict[Case, None]] = {problem: {} for problem in self.problems()}
-        for block in self.blocks or (self,):
+        for block in self.parts:
             # Of a suite without blocks `kernels` are those that it names.
             named = [k for k in kernels if not self.blocks or {k.name, k.family} & set(block.kernels or ())]
             for problem in block.problems():

@@ -14,8 +14,9 @@ from powerbench.kernels.packages import NEEDS_CUDA, installed_version
 from powerbench.kernels.power import cost, tiling, triton_cost
 from powerbench.kernels.power.choose import choose
 from powerbench.kernels.power.feature_map import d_tiles, spow_dim
-from powerbench.kernels.power.op import MAX_DEGREE, normalized_by_default, power_attention
+from powerbench.kernels.power.op import MAX_DEGREE, power_attention
 from powerbench.kernels.power.reference import attention_rows
+from powerbench.kernels.power.state_size import normalized_by_default
 from powerbench.kernels.power.torch_backend import ATTENTION_BLOCK
 from powerbench.problem import Case, Params, Problem
 
