@@ -111,7 +111,7 @@ def test_reasons(name, monkeypatch):
     kernel = KERNELS[name]
     assert kernel.unsupported(make_case(name), "cpu") == "needs a CUDA device"
     install(monkeypatch)
-    expected = "flash-linear-attention is not installed (pip install flash-linear-attention)"
+    expected = "flash-linear-attention is not installed (pip install powerbench[fla])"
     assert kernel.unsupported(make_case(name), "cuda") == expected
     assert kernel.version() is None
     install(monkeypatch, fla_core="0.6.0")

@@ -144,7 +144,7 @@ def test_what_is_missing_is_named(fake, monkeypatch):
     assert KERNELS["retention-cuda"].unsupported(case, "cuda") == "vidrial is not installed (pip install vidrial)"
     install(monkeypatch)
     assert KERNELS["retention-triton"].unsupported(case, "cuda") == (
-        "retention is not installed (pip install retention)"
+        "retention is not installed (pip install powerbench[peers])"
     )
     assert KERNELS["retention-triton"].unsupported(case, "cpu") == "needs a CUDA device"
 

@@ -19,8 +19,8 @@ KERNELS = {kernel.name: kernel for kernel in softmax.SOFTMAX_KERNELS}
 GPU_ROWS = [name for name in KERNELS if name != "sdpa-cpu"]
 FLASH_ROWS = {
     "flash-2": "flash-attn is not installed (pip install flash-attn --no-build-isolation)",
-    "flash-3": "fa3-fwd is not installed (pip install fa3-fwd)",
-    "flash-4": "flash-attn-4 is not installed (pip install flash-attn-4 --pre)",
+    "flash-3": "fa3-fwd is not installed (pip install powerbench[flash])",
+    "flash-4": "flash-attn-4 is not installed (pip install powerbench[flash])",
 }
 
 

@@ -88,6 +88,7 @@ def test_another_package_adds_a_kernel(monkeypatch):
         ("tests.fakes:PROBLEM", "is no powerbench Kernel"),
         ("tests.fakes:THIEF", "that name is taken"),
         ("not_a_module_at_all:X", "does not load"),
+        ("tests.fakes:NOT_THERE", "does not load: .* has no attribute 'NOT_THERE'"),
     ],
 )
 def test_a_bad_entry_point_is_named(monkeypatch, value, message):

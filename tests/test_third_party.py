@@ -130,7 +130,7 @@ def test_with_nothing_but_torch(tmp_path):
         assert "not installed" in version[name]
     for name in ("power-torch", "sdpa-cpu", "window-torch", "compile-attention", "flex-power"):
         assert "not installed" not in version[name]
-    for command in ("pip install powerbench[gpu]", "pip install fa3-fwd", "pip install flash-linear-attention"):
+    for command in ("pip install powerbench[gpu]", "pip install powerbench[flash]", "pip install powerbench[fla]"):
         assert command in done.stdout
 
 

@@ -9,9 +9,13 @@ from powerbench import gate
 from powerbench.bench import make_inputs
 from powerbench.kernels import softmax, window
 from powerbench.kernels.ledger import Tile, covered_pairs, visible_pairs
+from powerbench.kernels.power.op import power_attention
+from powerbench.kernels.power.state_size import state_bytes
 from powerbench.problem import Case, Params, Problem
 from powerbench.reports.frames import tidy
+from powerbench.reports.rows import rows
 from powerbench.reports.show import render
+from powerbench.reports.states import state_bytes as row_bytes
 from tests import runs
 from tests.test_softmax import FakeFlash, install
 
@@ -38,18 +42,50 @@ def rows_of(q, k, v, width):
 
 
 @pytest.mark.parametrize(
-    ("p", "d", "e", "keys"),
+    ("p", "d", "e", "dtype", "keys"),
     [
-        (1, 64, 64, 32),  # 64 x 64 numbers, 128 a key and value
-        (2, 64, 64, 1056),  # 2080 x 65
-        (3, 64, 64, 22880),  # 45760 x 64
-        (4, 16, 16, 2059),  # 3876 x 17 / 32 = 2059.1
-        (2, 64, 32, 715),  # 2080 x 33 / 96
-        (1, 1, 1, 1),
+        (1, 64, 64, "bf16", 64),  # 64 x 64 sums of 4 bytes, 128 numbers of 2 bytes a key and value
+        (2, 64, 64, "bf16", 2112),  # 2080 x 65
+        (2, 64, 64, "fp16", 2112),
+        (2, 64, 64, "fp32", 1056),
+        (2, 64, 64, "fp64", 1056),  # whose sums are of 8 bytes
+        (3, 64, 64, "bf16", 45760),  # 45760 x 64
+        (4, 16, 16, "fp32", 2059),  # 3876 x 17 / 32 = 2059.1
+        (2, 64, 32, "fp32", 715),  # 2080 x 33 / 96
+        (1, 1, 1, "fp32", 1),
     ],
 )
-def test_a_window_keeps_as_many_numbers_as_the_state(p, d, e, keys):
-    assert window.equal_state_window(p, d, e) == keys
+def test_a_window_keeps_as_many_bytes_as_the_state(p, d, e, dtype, keys):
+    problem = make_case(head_dim=d, value_dim=e, dtype=dtype).problem
+    assert window.equal_state_window(p, problem) == keys
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32", "fp64"])
+@pytest.mark.parametrize("p", [1, 2])
+def test_its_bytes_are_those_of_the_operators_own_state(p, dtype):
+    """Of the tensors that power_attention returns, with the smallest feature map."""
+    problem = make_case(seqlen=64, batch=1, kv_heads=4, head_dim=16, value_dim=16, dtype=dtype).problem
+    inputs = make_inputs(problem, CPU, 0)
+    q, k, v = inputs.q, inputs.k, inputs.v
+    _, state = power_attention(q, k, v, p=p, d_tile=1, return_state=True)
+    kept = state.s.nbytes + (state.z.nbytes if p % 2 == 0 else 0)
+    assert kept == 4 * state_bytes(p, 16, 16, dtype)
+    keys = window.equal_state_window(p, problem)
+    assert keys * (k[:, :1].nbytes + v[:, :1].nbytes) == pytest.approx(kept, rel=0.5 / keys)
+
+
+def test_the_page_sees_them_equal():
+    """Time against state size: a window beside the power attention that it stands for, and one cut to the context."""
+    wide = make_case("window-flex", seqlen=65536, head_dim=64, value_dim=64, dtype="bf16").params
+    power = Params(p=2, d_tile=1, chunk_size=1024)
+    (one,) = rows(runs.run([runs.measurement("window-flex", 65536, 1.0, params=wide, dtype="bf16")]))
+    (other,) = rows(runs.run([runs.measurement("power-triton", 65536, 1.0, params=power, dtype="bf16")]))
+    assert (one.head_dim, one.kv_heads, one.dtype) == (other.head_dim, other.kv_heads, other.dtype)
+    assert row_bytes(one) == pytest.approx(row_bytes(other), rel=0.5 / 2112)
+    (cut,) = rows(runs.run([runs.measurement("window-flex", 300, 1.0, params=Params(p=2, window=300))]))
+    (whole,) = rows(runs.run([runs.measurement("sdpa-flash", 300, 1.0)]))
+    (stateless,) = rows(runs.run([runs.measurement("flex-power", 300, 1.0, params=Params(p=2))]))
+    assert row_bytes(cut) == row_bytes(whole) == row_bytes(stateless)
 
 
 def test_resolve_keeps_the_degree_and_ends_at_the_context():
@@ -158,7 +194,7 @@ def test_flash_gets_the_keys_to_the_left(name, distribution, module, monkeypatch
 def test_flash_is_refused_as_without_a_window(monkeypatch):
     install(monkeypatch)
     reason = KERNELS["window-flash-4"].unsupported(make_case("window-flash-4", dtype="bf16"), "cuda")
-    assert reason == "flash-attn-4 is not installed (pip install flash-attn-4 --pre)"
+    assert reason == "flash-attn-4 is not installed (pip install powerbench[flash])"
     assert KERNELS["window-flash-4"].unsupported(make_case("window-flash-4"), "cpu") == "needs a CUDA device"
 
 
