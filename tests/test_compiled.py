@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from powerbench import gate
 from powerbench.bench import make_inputs
 from powerbench.kernels import compiled
+from powerbench.kernels.power.feature_map import feature_map
 from powerbench.problem import Case, Params, Problem
 
 KERNELS = {kernel.name: kernel for kernel in compiled.COMPILED_KERNELS}
@@ -45,6 +46,23 @@ def test_in_other_dtypes(name, dtype, p, uncompiled):
     case = make_case(name, params=Params(p=p, chunk_size=64), dtype=dtype, seqlen=600, head_dim=16, value_dim=16)
     inputs, kernel = make_inputs(case.problem, CPU, 0), KERNELS[name]
     assert gate.check(kernel, case, inputs, kernel.prepare(case), 0).error < gate.tolerance(case)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_phi_is_the_feature_map_and_its_gradients_add_up_in_float32(p):
+    """In bfloat16 the sum over the rows that hold a coordinate loses it, and torch's compiled code the heap."""
+    table = feature_map(8, p, 2)
+    indices, multiplicity = torch.from_numpy(table.indices).long(), torch.from_numpy(table.multiplicity).double()
+    q, k = (torch.randn(5, 8, generator=torch.Generator().manual_seed(i)).bfloat16() for i in (0, 1))
+    phi = compiled._phi(q.requires_grad_(), indices)
+    assert phi.dtype == torch.float32
+    want = (q.double() * k.double()).sum(-1) ** p
+    got = (phi.double() * compiled._phi(k.double(), indices) * multiplicity).sum(-1)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    (gradient,) = torch.autograd.grad(phi.sum(), q)
+    exact = q.detach().double().requires_grad_()
+    (want,) = torch.autograd.grad(compiled._phi(exact, indices).sum(), exact)
+    torch.testing.assert_close(gradient, want.bfloat16(), rtol=2**-8, atol=1e-6)
 
 
 def test_compiles_whole(uncompiled, monkeypatch):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from importlib.util import find_spec
 from math import inf
+from operator import mul
 from shutil import which
 
 import torch
@@ -55,21 +56,29 @@ def chunked(
     whole = a[:, :, -1]  # [B, N, Hk]
     values = torch.cat((v, torch.ones_like(v[..., :1])), -1) if normalize else v
 
-    to_end = (whole[:, :, None] - a).exp().to(k.dtype)
-    sums = torch.einsum("bnckr,bncke->bnkre", k[..., indices].prod(-1) * to_end[..., None], values)
+    to_end = (whole[:, :, None] - a).exp()[..., None]
+    sums = torch.einsum("bnckr,bncke->bnkre", (_phi(k, indices) * to_end).to(k.dtype), values)
     after = whole.cumsum(1).transpose(1, 2)  # [B, Hk, N]
     before = after - whole.transpose(1, 2)
     later = torch.ones(after.shape[-1], after.shape[-1], dtype=torch.bool, device=q.device).tril(-1)
     decay = (before[..., :, None] - after[..., None, :]).masked_fill(~later, -inf).exp()  # from chunk m into chunk n
     states = torch.einsum("bknm,bmkre->bnkre", decay.to(k.dtype), sums)
 
-    phi = queries[..., indices].prod(-1) * multiplicity.to(q.dtype) * a.exp().to(q.dtype)[..., None, None]
-    y = torch.einsum("bnckgr,bnkre->bnckge", phi, states).to(wide)
+    phi = _phi(queries, indices) * multiplicity * a.exp()[..., None, None]
+    y = torch.einsum("bnckgr,bnkre->bnckge", phi.to(q.dtype), states).to(wide)
     scores = torch.einsum("bnikgd,bnjkd->bnkgij", queries, k).flatten(0, 1)
     weights = _weights(scores, a.flatten(0, 1).transpose(1, 2), p).unflatten(0, q.shape[:2])
     y = y + torch.einsum("bnkgij,bnjke->bnikge", weights.to(v.dtype), values).to(wide)
     y = y.flatten(3, 4).flatten(1, 2)[:, :T]  # before dividing: what fills the last chunk up has no weights
     return (y[..., :-1] / y[..., -1:] if normalize else y).to(v.dtype)
+
+
+def _phi(x: Tensor, indices: Tensor) -> Tensor:
+    """[..., D]: the products of the coordinates of x [..., d] that `indices` [D, p] name, in float32 or wider.
+
+    There their gradients are added up too: in bfloat16, what torch 2.13 compiles for CPUs corrupts its heap.
+    """
+    return reduce(mul, x.to(_wide(x.dtype))[..., indices].unbind(-1))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
