@@ -100,11 +100,14 @@ def cli() -> None:
 @click.option(
     "--timer", type=click.Choice(["graph", "events", "wall"]), help="How [graph where it can, on a CPU wall]."
 )
+@click.option(
+    "--visits", type=click.IntRange(min=1), metavar="N", help="Rounds over all cases, each a part of the samples [5]."
+)
 @click.option("--l2", type=click.Choice(["cold", "hot"]), help="State of a GPU's L2 before each sample [cold].")
 @TIMEOUT
 def sweep(
     output: str | None, resume: bool, dry_run: bool, phases: bool, refine: bool, timer: Mode | None, l2: L2 | None,
-    timeout: float | None, device: str, seed: int, **selected: Any,
+    visits: int | None, timeout: float | None, device: str, seed: int, **selected: Any,
 ) -> None:  # fmt: skip
     """Gate every case for correctness, time it, and say which kernel wins from which context on.
 
@@ -118,6 +121,7 @@ def sweep(
     from powerbench.session import Session  # noqa: PLC0415
 
     how: dict[str, Any] = {"phases": phases, "timer": timer, "l2": l2, "timeout_s": timeout, "refine": refine}
+    how |= {"visits": visits} if visits else {}
     session = Session.prepare(suite, device, seed, _console(stderr=True), **how)
     if dry_run:
         session.dry_run(_console())

@@ -1,9 +1,9 @@
 """Where one kernel's time passes another's, as the context grows, and how far that place may be off.
 
-Curves are {context in tokens: samples in ms}. Between measured contexts the logarithm of the speedup is a monotone
-cubic of the logarithm of the context through the medians: exact for times that grow as a power of the context. The
-interval of a crossing covers the noise of the samples and how the curve may bend between the measured contexts
-(`powerbench.interpolation`). Nothing is claimed outside the contexts that both measured.
+Curves are {context in tokens: samples in ms of each visit}. Between measured contexts the logarithm of the speedup is a
+monotone cubic of the logarithm of the context through the measured times: exact for times that grow as a power of the
+context. The interval of a crossing covers the noise of the samples and how the curve may bend between the measured
+contexts (`powerbench.interpolation`). Nothing is claimed outside the contexts that both measured.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from powerbench.bootstrap import RESAMPLES, bootstrap_medians
+from powerbench.bootstrap import RESAMPLES, Visits, resampled_log_speedups
 from powerbench.interpolation import COVERED, Array, change_of_sign
-from powerbench.results.statistics import median
+from powerbench.results.statistics import typical
 
 Verdict = Literal["crosses", "always", "never", "several", "level", "unknown"]
 
@@ -150,18 +150,18 @@ class Crossover(msgspec.Struct, frozen=True):
         return f"{ratio_text(self.speedup)} at {self.range_text}; a crossover needs more contexts"
 
 
-def crossover(a: Mapping[int, Sequence[float]], b: Mapping[int, Sequence[float]]) -> Crossover:
+def crossover(a: Mapping[int, Visits], b: Mapping[int, Visits]) -> Crossover:
     """Where curve A becomes faster than curve B and stays so; samples in ms in the order taken, positive and finite.
 
-    A leads at a context only where it is faster beyond the noise, jointly for all contexts at 95 %; with fewer than
-    five samples, by its median. Where nobody leads nothing changes: a curve that only touches the other does not cross
-    it. Raises ValueError for a sample or a context that is not positive and finite.
+    A leads at a context only where it is faster beyond the noise, jointly for all contexts at 95 %; with a single visit
+    of fewer than five samples, by its median. Where nobody leads nothing changes: a curve that only touches the other
+    does not cross it. Raises ValueError for a sample or a context that is not positive and finite.
     """
-    for context, samples in (*a.items(), *b.items()):
-        if not (context > 0 and samples and all(0 < ms < math.inf for ms in samples)):
-            raise ValueError(f"samples and contexts have to be positive and finite, not {samples} ms at {context}")
+    for context, visits in (*a.items(), *b.items()):
+        if not (context > 0 and visits and all(samples and _good(samples) for samples in visits)):
+            raise ValueError(f"samples and contexts have to be positive and finite, not {visits} ms at {context}")
     contexts = tuple(sorted(a.keys() & b.keys()))
-    speedups = tuple(median(b[context]) / median(a[context]) for context in contexts)
+    speedups = tuple(typical(b[context]) / typical(a[context]) for context in contexts)
     known, resampled = _log_speedups([(a[context], b[context]) for context in contexts], speedups)
     leads = tuple(_leads(resampled))
     if len(contexts) < 2:
@@ -181,17 +181,19 @@ def crossover(a: Mapping[int, Sequence[float]], b: Mapping[int, Sequence[float]]
     return Crossover(verdict, contexts, speedups, leads, crossings)
 
 
-def _log_speedups(
-    both: Sequence[tuple[Sequence[float], Sequence[float]]], speedups: Sequence[float]
-) -> tuple[list[bool], Array]:
+def _good(samples: Sequence[float]) -> bool:
+    return all(0 < ms < math.inf for ms in samples)
+
+
+def _log_speedups(both: Sequence[tuple[Visits, Visits]], speedups: Sequence[float]) -> tuple[list[bool], Array]:
     """Logarithms of resampled speedups [RESAMPLES, contexts]; where a side has too few samples, the medians' own."""
     columns = np.tile(np.log(np.array(speedups, dtype=float)), (RESAMPLES, 1))
     known = []
     for i, (a, b) in enumerate(both):
-        ours, theirs = bootstrap_medians(tuple(a)), bootstrap_medians(tuple(b))
-        known.append(ours is not None and theirs is not None)
-        if ours is not None and theirs is not None:
-            columns[:, i] = np.log(theirs / ours)
+        resampled = resampled_log_speedups(a, b)
+        known.append(resampled is not None)
+        if resampled is not None:
+            columns[:, i] = resampled
     return known, columns
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,9 +26,11 @@ from powerbench.reports.rows import rows
 from powerbench.results.environment import collect
 from powerbench.results.model import SCHEMA_VERSION, Header, Measurement, Run
 from powerbench.results.store import RunWriter, load, make_room
+from powerbench.results.visits import visited
 from powerbench.roofline import Ceilings
 from powerbench.runner import run
 from powerbench.spoilers import spoilers
+from powerbench.stopping import VISITS
 from powerbench.suites import Suite
 from powerbench.suites.grammar import words
 from powerbench.terminal import Watcher, duration, outcome, print_plan, refining_text
@@ -42,7 +44,8 @@ class Session:
     """A suite resolved for a device. `console` is where progress goes (standard error).
 
     `phases`: a sweep also times, one by one, the launches of those kernels that can be taken apart. `timeout_s` is for
-    the whole of one case; None: by its prediction. `refine`: a sweep then measures more contexts around its crossings.
+    one visit of a case; None: by its prediction. `refine`: a sweep then measures more contexts around its crossings.
+    `visits`: in how many rounds over all its cases a sweep takes its samples.
     """
 
     suite: Suite
@@ -54,11 +57,13 @@ class Session:
     method: Method = field(default_factory=Method)
     timeout_s: float | None = None
     refine: bool = False
+    visits: int = VISITS
 
     @classmethod
     def prepare(
         cls, suite: Suite, device_name: str, seed: int, console: Console, *, phases: bool = False,
         timer: Mode | None = None, l2: L2 | None = None, timeout_s: float | None = None, refine: bool = False,
+        visits: int = VISITS,
     ) -> Session:  # fmt: skip
         """For a device. Raises UserError for what is bad there, before anything is measured."""
         device = pick(device_name)
@@ -70,7 +75,7 @@ class Session:
             refining.check(suite)
         if phases:
             _check_phases(kernels)
-        return cls(suite, kernels, device, seed, console, phases, method, timeout_s, refine)
+        return cls(suite, kernels, device, seed, console, phases, method, timeout_s, refine, visits)
 
     def default_output(self) -> Path:
         """results/<utc time>-<device>-<suite>.jsonl"""
@@ -99,7 +104,7 @@ class Session:
 
     def dry_run(self, out: Console) -> None:
         """Print the plan."""
-        planned = plan(self.suite, self.kernels, self.device, self.ceilings(), phases=self.phases)
+        planned = self._plan(self.ceilings())
         print_plan(planned, out)
         if self.refine:
             out.print(refining_text(planned), markup=False, highlight=False, soft_wrap=True)
@@ -114,12 +119,13 @@ class Session:
                 again = self.ceilings()
                 writer.append_ceilings(again)
                 ceilings = ceilings.or_better(again)
-            done = {measurement.case_id for measurement in earlier.measurements}
-            planned = plan(self.suite, self.kernels, self.device, ceilings, done, phases=self.phases)
+            planned = self._plan(ceilings, earlier)
             total = duration(sum(item.total_seconds for item in planned))
-            self.console.print(f"{len(planned)} cases, about {total}, into {path}", markup=False, soft_wrap=True)
+            visits = f" in {self.visits} visits" if self.visits > 1 else ""
+            message = f"{len(planned)} cases{visits}, about {total}, into {path}"
+            self.console.print(message, markup=False, soft_wrap=True)
             if self.refine:
-                everything = plan(self.suite, self.kernels, self.device, ceilings, phases=self.phases)
+                everything = self._plan(ceilings)
                 self.console.print(refining_text(everything), markup=False, soft_wrap=True)
             if self.phases:
                 self._note_cases_without_phases(earlier)
@@ -130,9 +136,20 @@ class Session:
                 writer.append_ceilings(self.ceilings(), warnings if resume else ())
         return load(path)
 
+    def _plan(
+        self, ceilings: Ceilings, earlier: Run | None = None, step: refining.Step | None = None
+    ) -> list[PlannedCase]:
+        """The cases of the suite, or of a step of --refine, less the visits that a run has behind it."""
+        suite, kernels = (step.suite, self._named(step)) if step else (self.suite, self.kernels)
+        done = {one.case_id: self._visited(one) for one in earlier.measurements} if earlier else {}
+        return plan(suite, kernels, self.device, ceilings, done, phases=self.phases, visits=self.visits)
+
+    def _visited(self, measurement: Measurement) -> Collection[int]:
+        """A case that failed is done with."""
+        return visited(measurement) if measurement.status == "ok" else range(self.visits)
+
     def _measure(self, planned: list[PlannedCase], writer: RunWriter) -> int:
-        """Run the cases into the file; how many there were."""
-        before = len(load(writer.path).measurements)
+        """Run the cases into the file; how many visits there were."""
         measured = 0
         try:
             with Watcher(planned, self.console) as watcher, self._run(planned, watcher) as measurements:
@@ -140,9 +157,13 @@ class Session:
                     writer.append(measurement)
                     measured += 1
         except (KeyboardInterrupt, DeviceLostError):
-            kept = len(load(writer.path).measurements) - before  # Ctrl-C may come within an append
-            message = f"{kept} of {len(planned)} cases are in {writer.path}; --resume goes on with -o {writer.path}"
-            self.console.print(f"interrupted: {message}", markup=False, soft_wrap=True)
+            done = {one.case_id: self._visited(one) for one in load(writer.path).measurements}  # also the last append
+            kept = sum(set(item.visits) <= set(done.get(item.case.case_id, ())) for item in planned)
+            self.console.print(
+                f"interrupted: {kept} of {len(planned)} cases are complete in {writer.path}, what was measured of the "
+                f"others too; --resume goes on with -o {writer.path}",
+                markup=False, soft_wrap=True,
+            )  # fmt: skip
             raise
         return measured
 
@@ -153,10 +174,9 @@ class Session:
         steps = refining.begun(found, self.suite, names)
         measured = 0
         for _ in range(refining.LIMIT + 1):  # what was begun, then at least one context a round in every setting left
-            done = {row.case_id for row in found}
             planned = []
             for step in steps:
-                cases = plan(step.suite, self._named(step), self.device, ceilings, done, phases=self.phases)
+                cases = self._plan(ceilings, load(writer.path), step)
                 planned += cases
                 if cases:
                     total = duration(sum(item.total_seconds for item in cases))

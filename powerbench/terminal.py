@@ -61,7 +61,7 @@ class Watcher:
 
     def __init__(self, planned: Sequence[PlannedCase], console: Console) -> None:
         self.console = console
-        self.total = len(planned)
+        self.total = sum(len(item.visits) for item in planned)
         self.count = 0
         self.predicted_left = sum(item.total_seconds for item in planned)
         self.predicted_done = 0.0
@@ -89,12 +89,14 @@ class Watcher:
         """Names the case in flight."""
         self.progress.update(self.task, description=planned.case.case_id)
 
-    def finished(self, planned: PlannedCase, measurement: Measurement) -> None:
-        """Counts the case; without a terminal, prints its line."""
-        self.count += 1
-        self.predicted_left -= planned.total_seconds  # sums of floats: may end a hair below zero
-        self.predicted_done += planned.total_seconds
-        self.progress.update(self.task, advance=1, eta=self.eta())
+    def finished(self, planned: PlannedCase, measurement: Measurement, visit: int) -> None:
+        """Counts the visit, or all that are left to a case that failed; without a terminal, prints its line."""
+        over = [visit] if measurement.status == "ok" else [other for other in planned.visits if other >= visit]
+        seconds = sum(planned.visit_seconds(one) for one in over)
+        self.count += len(over)
+        self.predicted_left -= seconds  # sums of floats: may end a hair below zero
+        self.predicted_done += seconds
+        self.progress.update(self.task, advance=len(over), eta=self.eta())
         if not self.console.is_terminal:
             result = outcome(measurement, planned.floor_seconds * 1e3)
             line = f"[{self.count}/{self.total}] {measurement.case_id}: {result} (ETA {self.eta()})"

@@ -95,7 +95,7 @@ def timer(make: Callable[[], Call], device: torch.device, method: Method) -> Tim
 
 
 def _device_timer(name: str, call: Call, device: torch.device, l2: L2, reason: str | None = None) -> Timer:
-    cycles = int(_measured_spin_ms(call, device) * SPIN_CYCLES_PER_MS)
+    cycles = spin_cycles(call, device)
     return Timer(name, lambda: _events_ms(call, device, l2, cycles), call, reason)
 
 
@@ -104,13 +104,14 @@ def spin_ms(enqueue_ms: float, whole_ms: float) -> float:
     return max(MIN_SPIN_MS, min(MAX_SPIN_MS, max(2 * enqueue_ms, REST * whole_ms)))
 
 
-def _measured_spin_ms(call: Call, device: torch.device) -> float:
+def spin_cycles(call: Call, device: torch.device) -> int:
+    """The same in cycles of `torch.cuda._sleep`, for a call that is timed once for it."""
     torch.cuda.synchronize(device)
     start = time.perf_counter_ns()
     call()
     enqueued = time.perf_counter_ns()
     torch.cuda.synchronize(device)
-    return spin_ms((enqueued - start) / 1e6, (time.perf_counter_ns() - start) / 1e6)
+    return int(spin_ms((enqueued - start) / 1e6, (time.perf_counter_ns() - start) / 1e6) * SPIN_CYCLES_PER_MS)
 
 
 def _first_cause(error: BaseException) -> str:

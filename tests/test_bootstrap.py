@@ -1,4 +1,4 @@
-"""Resampled medians: as wide as the medians of new samples would spread, whatever hangs together in time."""
+"""Resampled times: as wide as those of new samples, or new visits, would spread, whatever hangs together in time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from powerbench.bootstrap import RESAMPLES, bootstrap_medians, effective_size
+from powerbench import bootstrap
+from powerbench.bootstrap import RESAMPLES, effective_size, interval, resampled, resampled_log_speedups
 
 
 def correlated(generator, n, correlation):
@@ -25,20 +26,45 @@ def test_the_spread_is_that_of_the_median_of_resamples():
     expected = np.quantile(np.median(drawn, axis=1), [0.025, 0.25, 0.5, 0.75, 0.975])
     independent = [n for n in [effective_size(samples)] if n == pytest.approx(31, rel=0.3)]
     assert independent
-    found = np.quantile(bootstrap_medians(samples), [0.025, 0.25, 0.5, 0.75, 0.975])
+    found = np.quantile(resampled((samples,)), [0.025, 0.25, 0.5, 0.75, 0.975])
     assert found == pytest.approx(expected, rel=0.2)
-    assert set(bootstrap_medians(samples)) <= set(samples)
+    assert set(resampled((samples,))) <= set(samples)
 
 
 def test_the_same_on_every_reading_and_none_below_five():
     samples = (1.0, 2.0, 3.0, 4.0, 5.0)
-    first = bootstrap_medians(samples).copy()
-    bootstrap_medians.cache_clear()
-    assert (bootstrap_medians(samples) == first).all()
+    first = resampled((samples,)).copy()
+    bootstrap._resampled.cache_clear()
+    assert (resampled((samples,)) == first).all()
     assert len(first) == RESAMPLES
-    assert bootstrap_medians(samples[:4]) is None
+    assert resampled((samples[:4],)) is None
+    assert interval((samples[:4],)) is None
+    assert resampled(()) is None
     with pytest.raises(ValueError, match="read-only"):
-        bootstrap_medians(samples)[0] = 0.0
+        resampled((samples,))[0] = 0.0
+
+
+def test_visits_count_and_not_their_samples():
+    """Student's t over the logarithms of their medians, whatever the samples of each say."""
+    visits = ((1.0, 1.0, 1.0), (1.1,) * 40, (0.9, 0.9), (1.05,))
+    logs = np.log([1.0, 1.1, 0.9, 1.05])
+    half = 3.182 * logs.std(ddof=1) / 2  # t of three degrees of freedom
+    low, high = interval(visits)
+    assert np.log([low, high]) == pytest.approx([logs.mean() - half, logs.mean() + half], abs=0.15 * half)
+    assert low < math.exp(logs.mean()) < high
+    assert interval(((2.0,), (2.0,))) == (2.0, 2.0)
+
+
+def test_what_both_share_in_a_visit_drops_out():
+    machine = np.array([1.0, 1.4, 0.7, 1.1, 0.9])
+    a = [(x,) for x in machine]
+    b = [(2 * x * wobble,) for x, wobble in zip(machine, (1.0, 1.001, 0.999, 1.002, 0.998), strict=True)]
+    paired = resampled_log_speedups(a, b)
+    assert np.median(paired) == pytest.approx(math.log(2), abs=0.005)
+    assert paired.std() < 0.01
+    apart = resampled_log_speedups(a, b[:4])  # one visit is missing: nothing to pair
+    assert apart.std() > 0.1
+    assert resampled_log_speedups(a, [(1.0,) * 4]) is None
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])

@@ -44,9 +44,9 @@ ALLOWED = {
     "datasheet": {"roofline"},
     "results": BASE | {"roofline", "device", "nvml"},
     "reports": BASE
-    | {"check", "results", "roofline", "crossover", "costmodel", "nvml", "datasheet", "models", "wsfr"}
+    | {"check", "results", "roofline", "bootstrap", "crossover", "costmodel", "nvml", "datasheet", "models", "wsfr"}
     | {"suites.grammar", "kernels.power.feature_map", "kernels.power.state_size"},
-    "check": BASE | {"results", "roofline", "crossover", "reports", "suites", "kernels", "session"},
+    "check": BASE | {"results", "roofline", "crossover", "stopping", "reports", "suites", "kernels", "session"},
     "stopping": BASE | {"results"},
     "timing": BASE,
     "kernels": BASE,

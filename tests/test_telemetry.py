@@ -173,7 +173,7 @@ class Silent:
     def started(self, planned):
         pass
 
-    def finished(self, planned, measurement):
+    def finished(self, planned, measurement, visit):
         pass
 
 

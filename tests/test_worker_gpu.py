@@ -23,7 +23,7 @@ class Silent:
     def started(self, planned):
         pass
 
-    def finished(self, planned, measurement):
+    def finished(self, planned, measurement, visit):
         pass
 
 

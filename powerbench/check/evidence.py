@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from powerbench.check.clocks import log_cycles
 from powerbench.check.noise import Floor
-from powerbench.check.statistics import Median, bootstrap_median, quantile, rank_test, two_sided
+from powerbench.check.statistics import Median, median_of_visits, quantile, rank_test, two_sided
 from powerbench.results.model import Measurement
 
 CONFIDENCE_P = 0.05  # of the interval that is shown
@@ -29,7 +29,7 @@ class Side(NamedTuple):
         """From the case's measurement in each run."""
         return cls(
             tuple(one.samples_ms for one in measured),
-            tuple(bootstrap_median(one.samples_ms) for one in measured),
+            tuple(median_of_visits(one.visits) for one in measured),
             tuple(log_cycles(one) for one in measured),
         )
 

@@ -23,6 +23,7 @@ from powerbench.errors import DeviceLostError, UserError
 from powerbench.results.model import Run
 from powerbench.results.statistics import MIN_SAMPLES
 from powerbench.results.store import load
+from powerbench.stopping import VISITS
 
 BAD_INPUT = 2  # the exit status of a sweep that measured nothing because of its selectors
 
@@ -37,12 +38,12 @@ class Measuring:
     folder: Path | None
     say: Callable[[str], None]
 
-    def run(self, tree: Tree, name: str, into: Path) -> Run:
+    def run(self, tree: Tree, name: str, into: Path, visits: int = VISITS) -> Run:
         """One sweep on one side, in a process of its own."""
         self.say(f"measuring {name} ({tree.label}) ...")
         path = into / f"{name}.jsonl"
         suite = str(Path(self.suite).resolve()) if self.suite.endswith(".toml") else self.suite
-        arguments = ["--suite", suite, "--device", self.device, "-o", str(path)]
+        arguments = ["--suite", suite, "--device", self.device, "--visits", str(visits), "-o", str(path)]
         arguments += ["--kernels", self.kernels] if self.kernels else []
         done = tree.python("-m", "powerbench", "sweep", *arguments)
         if done.returncode == BAD_INPUT or not path.exists():
@@ -76,17 +77,18 @@ class Measuring:
     def session(self, old: Tree, new: Tree, policy: Policy, rounds: int) -> tuple[Comparison, Run]:
         """Two trees in turns, A B B A, a round at a time until every case is decided; and one of the new runs.
 
-        Each look at the data is a chance for a false alarm, so each gets its part of the false discovery rate.
+        The runs are the visits. Each look at the data is a chance for a false alarm, so each gets its part of the false
+        discovery rate.
         """
         each_look = msgspec.structs.replace(policy, false_discovery_rate=policy.false_discovery_rate / rounds)
         pairs: list[tuple[Run, Run]] = []
         with self._place() as (_, into):
             while True:
                 first, second = len(pairs) + 1, len(pairs) + 2
-                before = self.run(old, f"baseline-{first}", into)
-                after = self.run(new, f"new-{first}", into)
-                after_again = self.run(new, f"new-{second}", into)
-                before_again = self.run(old, f"baseline-{second}", into)
+                before = self.run(old, f"baseline-{first}", into, visits=1)
+                after = self.run(new, f"new-{first}", into, visits=1)
+                after_again = self.run(new, f"new-{second}", into, visits=1)
+                before_again = self.run(old, f"baseline-{second}", into, visits=1)
                 pairs += [(before, after), (before_again, after_again)]
                 comparison = compare_pairs(pairs, each_look)
                 undecided = comparison.counts.get("inconclusive", 0)

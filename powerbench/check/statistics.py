@@ -23,13 +23,26 @@ MEDIAN_OF_NORMAL = 1.2533  # standard error of the median of n normal samples, t
 
 
 class Median(NamedTuple):
-    """The median of a series of logarithms, with the bootstrap's answer to how far it can be trusted."""
+    """The median of a series of logarithms, or the mean of several such, and how far it can be trusted."""
 
     log_median: float
     standard_error: float
     low: float  # 95 % percentile interval
     high: float
     effective_size: float
+
+
+def median_of_visits(visits: Sequence[Sequence[float]]) -> Median:
+    """The mean over the visits of a run, whose spread is its error; of a single visit `bootstrap_median`.
+
+    Each visit counts for one sample.
+    """
+    if len(visits) == 1:
+        return bootstrap_median(visits[0])
+    logs = np.array([float(np.median(np.log(np.asarray(samples, dtype=np.float64)))) for samples in visits])
+    mean, error = float(logs.mean()), float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    half = quantile(0.05, len(logs) - 1) * error
+    return Median(mean, error, mean - half, mean + half, float(len(logs)))
 
 
 def bootstrap_median(samples: Sequence[float]) -> Median:

@@ -157,7 +157,7 @@ def best_of(members: Iterable[Curve], families: Collection[str], p: int | None =
 
 def compare(a: dict[int, Row], b: dict[int, Row]) -> Crossover:
     """Where the rows `a` become faster than the rows `b`; both by context, each with a time."""
-    ours, theirs = ({ctx: row.measurement.samples_ms for ctx, row in side.items()} for side in (a, b))
+    ours, theirs = ({ctx: row.measurement.visits for ctx, row in side.items()} for side in (a, b))
     return crossover(ours, theirs)
 
 

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from powerbench.bootstrap import interval
 from powerbench.cost import total
 from powerbench.reports.curves import Curve, Group
 from powerbench.reports.rows import COLUMNS, Row, above_roof, relative_spread, rows, values
 from powerbench.results.model import Measurement, Phase, Run
-from powerbench.results.statistics import median, median_interval
+from powerbench.results.statistics import median
 from powerbench.roofline import Ceilings, roof
 
 
@@ -98,7 +99,7 @@ def _phase_row(phase: Phase, measurement: Measurement, case: Row, ceilings: Ceil
     cost = total(launches)
     time_ms = median(phase.samples_ms) if phase.samples_ms else None
     seconds = time_ms / 1e3 if time_ms is not None else None
-    low_ms, high_ms = median_interval(phase.samples_ms) or (None, None)
+    low_ms, high_ms = interval((phase.samples_ms,)) or (None, None)
     under = roof(launches, case.dtype, ceilings, seconds) if seconds and cost.bytes > 0 else None
     return PhaseRow(
         case=case,

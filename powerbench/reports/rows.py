@@ -10,9 +10,10 @@ from typing import Any
 
 import msgspec
 
+from powerbench.bootstrap import interval
 from powerbench.crossover import percent_text
 from powerbench.results.model import INTERLEAVED, Measurement, Run
-from powerbench.results.statistics import median, median_interval
+from powerbench.results.statistics import median, typical
 from powerbench.roofline import Ceilings, Roof, roof
 
 HOST_BOUND = 0.1  # share of the wall time
@@ -41,8 +42,8 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     status: str
     reason: str | None  # why there is no number, or why it cannot be trusted
     n: int  # samples
-    median_ms: float | None
-    ci_low_ms: float | None  # 95 % bootstrap interval of the median; None below five samples
+    median_ms: float | None  # of several visits, the geometric mean of their medians
+    ci_low_ms: float | None  # its 95 % interval (`powerbench.bootstrap`); None for a single visit of under five samples
     ci_high_ms: float | None
     tokens_per_s: float | None
     useful_tflops: float | None
@@ -74,6 +75,7 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     throttled: bool  # among that is a slowdown, in which the GPU cannot show what it can do
     retakes: int  # rounds of samples dropped and taken again, for such a slowdown
     window: int | None  # keys that a query of a sliding window sees; p is then the degree whose state it equals in size
+    visits: int  # in how many visits, spread over the sweep, the samples were taken
     measurement: Measurement  # what the row was made of: its samples and its ledger; not a column
 
     @property
@@ -84,7 +86,7 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
 
     @property
     def interval_ms(self) -> tuple[float, float] | None:
-        """95 % bootstrap interval of the median; None below five samples."""
+        """95 % interval of the time; None where nothing is known of it."""
         if self.ci_low_ms is None or self.ci_high_ms is None:
             return None
         return self.ci_low_ms, self.ci_high_ms
@@ -138,8 +140,9 @@ def is_host_bound(device_ms: float | None, wall_ms: float | None) -> bool:
 def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
     case, cost = measurement.case, measurement.cost
     problem, params = case.problem, case.params
-    time_ms = median(measurement.samples_ms) if measurement.samples_ms else None
-    low_ms, high_ms = median_interval(measurement.samples_ms) or (None, None)
+    visits = measurement.visits
+    time_ms = typical(visits) if visits else None
+    low_ms, high_ms = interval(visits) or (None, None)
     under = _place(measurement, time_ms, ceilings)
     seconds = time_ms / 1e3 if time_ms is not None else None
     wall_ms = median(measurement.wall_ms) if measurement.wall_ms else None
@@ -187,6 +190,7 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
         host_bound=host_bound,
         **_state(measurement),
         window=params.window,
+        visits=len(visits),
         measurement=measurement,
     )
 

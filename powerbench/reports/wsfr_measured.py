@@ -120,8 +120,8 @@ def _row(row: Row, model: Model, flops_per_s: float, device: str, label: str) ->
 
 def _verdict(found: Sequence[MeasuredRow]) -> str:
     # the weights' time is computed, not sampled: a place without an interval
-    weights = {row.ctx: (row.weights_us,) for row in found}
-    between = crossover(weights, {row.ctx: (row.attention_us,) for row in found})
+    weights = {row.ctx: ((row.weights_us,),) for row in found}
+    between = crossover(weights, {row.ctx: ((row.attention_us,),) for row in found})
     match between.verdict:
         case "always":
             return f"attention takes longer than the weights at every measured context ({between.range_text})"

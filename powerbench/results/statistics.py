@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -19,8 +20,20 @@ def median(samples: Sequence[float]) -> float:
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
+def typical(visits: Sequence[Sequence[float]]) -> float:
+    """The time of a case: the geometric mean of its visits' medians, in the samples' unit.
+
+    Of a single visit the median itself. Raises ValueError where a visit, or the whole, is empty.
+    """
+    if len(visits) == 1:
+        return median(visits[0])
+    if not visits:
+        raise ValueError("no samples")
+    return math.exp(math.fsum(math.log(median(samples)) for samples in visits) / len(visits))
+
+
 def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
-    """95 % bootstrap percentile interval of the median; None below five samples.
+    """95 % bootstrap percentile interval of the median of independent samples; None below five.
 
     The bootstrap distribution of an order statistic is known exactly (Maritz and Jarrett 1978), so nothing is drawn:
     the result is the limit of infinitely many resamples, the same on every reading. With an even count the bounds are
