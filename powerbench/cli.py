@@ -219,19 +219,20 @@ def list_() -> None:
 
 @list_.command("kernels")
 def list_kernels() -> None:
-    """Every contestant: its row, family and version, or how to install it."""
-    from powerbench.session import print_kernels  # noqa: PLC0415
+    """Every contestant: its version, what it can do, and how to get it."""
+    from powerbench.listing import print_kernels  # noqa: PLC0415
 
     print_kernels(_console())
 
 
 @list_.command("suites")
 def list_suites() -> None:
-    """The preset suites and what each is for."""
+    """The preset suites: what each is for, what it costs, and what its page shows."""
     from powerbench.suites import load, presets  # noqa: PLC0415
 
     for name in presets():
-        click.echo(f"{name:10} {load(name).purpose}")
+        suite = load(name)
+        click.echo(f"{name:10} {suite.purpose} About {suite.minutes} min on an H200.\n{'':10} Shows: {suite.shows}")
 
 
 @list_.command("models")

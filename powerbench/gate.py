@@ -44,7 +44,7 @@ Gradients = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 def tolerance(case: Case) -> float:
     """The largest relative error with which the case passes."""
-    return TOLERANCE[case.problem.dtype] * max(1.0, (case.params.p or 1) / 2)
+    return TOLERANCE[case.problem.dtype] * max(1.0, case.params.degree / 2)
 
 
 def memory_bytes(case: Case) -> int:

@@ -41,13 +41,14 @@ class Step:
 
 def check(suite: Suite) -> None:
     """Raise UserError where there is nothing to refine. `suite` is what `Suite.on` returned."""
-    if len(set(suite.ctx or ())) < 2:
+    if all(len(set(part.ctx or ())) < 2 for part in suite.parts):
         raise UserError("--refine: --ctx has to name at least two contexts, to find a crossover between them")
 
 
 def begun(rows: Sequence[Row], suite: Suite, kernels: Collection[str]) -> list[Step]:
     """The contexts that refining has added so far: an interrupted sweep may lack some of their cases."""
-    return [step for group in _asked(rows, suite, kernels) if (step := _as_step(group, suite, _added(group, suite), 0))]
+    asked = _asked(rows, suite, kernels)
+    return [step for part, group in asked if (step := _as_step(group, part, _added(group, part), 0))]
 
 
 def next_steps(rows: Sequence[Row], suite: Suite, kernels: Collection[str]) -> list[Step]:
@@ -57,19 +58,20 @@ def next_steps(rows: Sequence[Row], suite: Suite, kernels: Collection[str]) -> l
     by these alone, so that a sweep that was interrupted goes on as if it had not been.
     """
     steps = []
-    for group in _asked(rows, suite, kernels):
+    for part, group in _asked(rows, suite, kernels):
         wide = _wide(group)
-        room = min(ROUND, LIMIT - len(_added(group, suite)))
-        contexts = _proposals(wide, {row.ctx for row in group.rows}, room, _tokens(suite))
-        step = _as_step(group, suite, contexts, len(wide))
+        room = min(ROUND, LIMIT - len(_added(group, part)))
+        contexts = _proposals(wide, {row.ctx for row in group.rows}, room, _tokens(part))
+        step = _as_step(group, part, contexts, len(wide))
         steps += [step] if step else []
     return steps
 
 
 def summary(rows: Sequence[Row], suite: Suite, kernels: Collection[str]) -> str:
     """How it ended, for the terminal."""
-    wide = [crossing for group in _asked(rows, suite, kernels) for crossing in _wide(group)]
-    if not any(between.crossings for group in _asked(rows, suite, kernels) for *_, between in pairs(group.curves)):
+    asked = [group for _, group in _asked(rows, suite, kernels)]
+    wide = [crossing for group in asked for crossing in _wide(group)]
+    if not any(between.crossings for group in asked for *_, between in pairs(group.curves)):
         return "--refine: no two contestants change places, so there is nothing to refine"
     if not wide:
         return f"--refine: every crossing is known to {percent_text(WIDTH)} or better"
@@ -77,8 +79,19 @@ def summary(rows: Sequence[Row], suite: Suite, kernels: Collection[str]) -> str:
     return f"--refine: wider than {percent_text(WIDTH)} after {LIMIT} contexts or for want of samples: {places}"
 
 
-def _asked(rows: Sequence[Row], suite: Suite, kernels: Collection[str]) -> list[Group]:
-    """The settings of the suite, without what another sweep may have left in the file."""
+def _asked(rows: Sequence[Row], suite: Suite, kernels: Collection[str]) -> list[tuple[Suite, Group]]:
+    """The settings of the suite, each with the part of it (see `Suite.parts`) that asks for it first."""
+    found, seen = [], set()
+    for part in suite.parts:
+        for group in _of(part, rows, kernels) if len(set(part.ctx or ())) > 1 else ():
+            cases = {row.case_id for row in group.rows}
+            found += [] if cases <= seen else [(part, group)]
+            seen |= cases
+    return found
+
+
+def _of(suite: Suite, rows: Sequence[Row], kernels: Collection[str]) -> list[Group]:
+    """The settings of a suite without blocks, without what another sweep or block may have left in the file."""
     low, high = min(suite.ctx or ()), max(suite.ctx or ())
     tokens = _tokens(suite) or 0
 

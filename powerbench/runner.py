@@ -235,7 +235,8 @@ class _Sweep:
     def _ask(self, entry: _Entry, verb: str, argument: int | bool, kind: type[R]) -> R | Fault:
         if self.host is None:
             self.host = self.hire()
-        limit = self.timeout_s or TIMEOUT_SECONDS + TIMEOUT_FACTOR * entry.item.visit_seconds(self.visit)
+        predicted, tuning = entry.item.visit_seconds(self.visit), entry.item.kernel.tuning_seconds
+        limit = self.timeout_s or TIMEOUT_SECONDS + tuning + TIMEOUT_FACTOR * predicted
         start = time.monotonic()
         reply = self.host.ask(verb, entry.item.case, argument, max(0.0, limit - entry.spent_s))
         entry.spent_s += time.monotonic() - start

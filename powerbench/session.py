@@ -70,7 +70,7 @@ class Session:
         method = choose_method(device.type, timer, l2)
         suite = suite.on(device.type)
         list(suite.problems())  # raises where the selectors contradict each other
-        kernels = select(suite.kernels or ())
+        kernels = select(suite.kernels or (), suite.kernels_from)
         if refine:
             refining.check(suite)
         if phases:
@@ -253,17 +253,6 @@ def _check_phases(kernels: list[Kernel]) -> None:
     can = ", ".join(kernel.name for kernel in available().values() if kernel.phases) or "no kernel"
     names = ", ".join(kernel.name for kernel in kernels)
     raise UserError(f"--phases: no selected kernel ({names}) can be taken apart; of all, {can} can")
-
-
-def print_kernels(out: Console) -> None:
-    """The table of contestants."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("kernel", "family", "version", "sweeps", "what it is"):
-        table.add_column(column, overflow="fold")
-    for kernel in available().values():
-        takes = ", ".join(name for name in ("p", "d_tile", "chunk_size") if name in kernel.takes)
-        table.add_row(kernel.name, kernel.family, kernel.version() or "not installed", takes, kernel.summary)
-    out.print(table)
 
 
 def print_ceilings(dtypes: str | None, device_name: str, out: Console) -> None:

@@ -371,6 +371,7 @@ def test_list_kernels_and_suites(tmp_path):
     assert "not installed" in kernels.stdout
     suites = powerbench("list", "suites", cwd=tmp_path)
     assert "smoke" in suites.stdout
+    assert "About 7 min on an H200" in suites.stdout
 
 
 def test_ceilings(tmp_path):

@@ -21,7 +21,7 @@ TORCH_FREE = [
     "powerbench.reports.wsfr_table", "powerbench.reports.wsfr",
     "powerbench.reports.frames", "powerbench.reports.show", "powerbench.reports.page", "powerbench.reports.static",
     "powerbench.kernels.power.feature_map", "powerbench.kernels.power.cost", "powerbench.kernels.power.choose",
-    "powerbench.kernels.power.triton_cost",
+    "powerbench.kernels.power.triton_cost", "powerbench.kernels.power.state_size",
 ]  # fmt: skip
 # Which parts of the package a part may import. `cli` and `session`, at the top, may import all.
 BASE = {"problem", "cost", "errors", "_version"}
@@ -35,7 +35,7 @@ ALLOWED = {
     "crossover": BASE | {"bootstrap", "interpolation", "results"},
     "costmodel": {"cost"},
     "refine": BASE | {"reports", "suites", "crossover"},
-    "suites": BASE | {"kernels.kernel"},
+    "suites": BASE | {"kernels.kernel", "models"},
     "models": BASE | {"suites.grammar"},
     "wsfr": BASE | {"models", "crossover", "kernels.power.choose", "kernels.power.cost", "kernels.power.feature_map"},
     "nvml": set(),
@@ -45,7 +45,7 @@ ALLOWED = {
     "results": BASE | {"roofline", "device", "nvml"},
     "reports": BASE
     | {"check", "results", "roofline", "bootstrap", "crossover", "costmodel", "nvml", "datasheet", "models", "wsfr"}
-    | {"suites.grammar", "kernels.power.feature_map"},
+    | {"suites.grammar", "kernels.power.feature_map", "kernels.power.state_size"},
     "check": BASE | {"results", "roofline", "crossover", "stopping", "reports", "suites", "kernels", "session"},
     "stopping": BASE | {"results"},
     "timing": BASE,
@@ -59,6 +59,7 @@ ALLOWED = {
     "worker": BASE | {"timing", "device", "results", "bench", "telemetry"},
     "runner": BASE | {"device", "results", "stopping", "bench", "plan", "worker"},
     "terminal": BASE | {"results", "roofline", "plan", "refine"},
+    "listing": {"kernels"},
 }
 
 

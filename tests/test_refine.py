@@ -136,6 +136,25 @@ def test_with_constant_tokens_a_call_does_its_work_where_a_batch_fills_it(ctx, e
     assert not whole or tokens // found * found > 0.93 * tokens
 
 
+def test_each_block_of_a_suite_has_its_own_crossings():
+    """Dtypes, contexts and batches are those of the block, not of the suite around it."""
+    half = msgspec.structs.replace(SUITE, dtype=("bf16",), ctx=(2048, 8192))
+    one = msgspec.structs.replace(SUITE, ctx=(1024,))
+    suite = Suite(name="both", kernels=NAMES).of_blocks((SUITE, half, SUITE, one))
+    check(suite)
+    found = measured(SUITE.ctx) + measured((2048, 8192), dtype="bf16")
+    first, second = next_steps(found, suite, NAMES)
+    assert (first.suite.dtype, second.suite.dtype) == (("fp32",), ("bf16",))
+    assert all(1024 < ctx < 16384 for ctx in first.contexts)
+    assert all(2048 < ctx < 8192 for ctx in second.contexts)
+    assert all(list(step.suite.problems()) for step in (first, second))
+    assert "wider than 10 %" in summary(found, suite, NAMES)
+    (step,) = begun(found + measured((6016,), dtype="bf16"), suite, NAMES)
+    assert (step.suite.dtype, step.contexts) == (("bf16",), (6016,))
+    with pytest.raises(UserError, match="at least two contexts"):
+        check(Suite(name="both").of_blocks((one, one)))
+
+
 def test_one_context_cannot_be_refined():
     with pytest.raises(UserError, match="--refine: --ctx has to name at least two contexts"):
         check(Suite(ctx=(1024,)))

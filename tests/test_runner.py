@@ -231,6 +231,32 @@ def test_phases_take_their_part_of_the_predicted_time():
     assert apart.total_seconds > alone.total_seconds == whole.total_seconds > 0
 
 
+def test_a_kernel_that_tunes_for_long_is_given_the_time():
+    """Beyond what each case has; a limit that the user sets is a limit."""
+    limits = {}
+
+    class Host(Inline):
+        def ask(self, verb, case, argument, timeout_s):
+            limits.setdefault(case.kernel, timeout_s)
+            return super().ask(verb, case, argument, timeout_s)
+
+    kernels = [fake("quick"), fake("tuned", tuning_seconds=1000.0)]
+    for timeout_s in (None, 77.0):
+        limits.clear()
+        with closing(
+            run(
+                plan(SUITE, kernels, CPU, CEILINGS),
+                CPU,
+                lambda: Host(kernels),
+                Silent(),
+                timed=False,
+                timeout_s=timeout_s,
+            )
+        ) as rows:
+            assert [row.status for row in rows] == ["ok", "ok"]
+        assert limits["tuned"] == (77.0 if timeout_s else limits["quick"] + 1000.0)
+
+
 class Scripted(Inline):
     """A host whose answers to some requests are made up: (verb, kernel) -> replies or deaths, one after the other."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from powerbench.cost import Launch
-from powerbench.problem import Case, Params, Problem
+from powerbench.problem import DTYPES, Case, Params, Problem
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
@@ -39,6 +39,28 @@ Phases = dict[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
+class Support:
+    """What a contestant can do and how to get it: for `powerbench list kernels`; `Kernel.unsupported` decides."""
+
+    install: str = ""  # a command, or where it comes from
+    dtypes: tuple[str, ...] = DTYPES
+    head_dims: str = "any"
+    passes: tuple[str, ...] = ("fwd", "bwd")
+    grouped: bool = True  # fewer key/value heads than query heads
+
+    def refusal(self, case: Case) -> str | None:
+        """Why the case is outside of this: its dtype, its pass, its heads; None: it is not."""
+        problem, backward = case.problem, case.pass_ in ("bwd", "fwd+bwd")
+        if problem.dtype not in self.dtypes:
+            return f"{problem.dtype} is not supported ({', '.join(self.dtypes)})"
+        if backward and "bwd" not in self.passes:
+            return "it has no backward pass"
+        if problem.heads != problem.kv_heads and not self.grouped:
+            return f"no GQA: needs as many key heads as query heads, not {problem.kv_heads} for {problem.heads}"
+        return None
+
+
+@dataclass(frozen=True)
 class Kernel:
     """One contestant. `name` is its row (power-triton), `family` the group that `--kernels` may select (power).
 
@@ -60,3 +82,5 @@ class Kernel:
     # Each launch by itself, on the buffers of one real call that `phases` makes; names are those of `launches`, all or
     # some of them. None: the kernel cannot be taken apart.
     phases: Callable[[Case, Inputs], Phases] | None = None
+    support: Support = Support()
+    tuning_seconds: float = 0.0  # what its compiling and tuning may take, of each case, beyond what every case is given

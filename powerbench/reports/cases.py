@@ -67,6 +67,7 @@ _NAMES: tuple[tuple[str, str, bool, Callable[[Row], str]], ...] = (
     ("p", "degree", True, lambda row: or_empty(row.p)),
     ("d_tile", "tile of the feature map", True, lambda row: or_empty(row.d_tile)),
     ("chunk", "tokens a chunk", True, lambda row: or_empty(row.chunk_size)),
+    ("window", "keys that a query of a sliding window sees", True, lambda row: or_empty(row.window)),
     ("ctx", "context in tokens", True, lambda row: context_text(row.ctx)),
     ("batch", "", True, lambda row: str(row.batch)),
     ("pass", "", False, lambda row: row.pass_),

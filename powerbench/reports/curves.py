@@ -14,7 +14,9 @@ from powerbench.reports.rows import Row, trusted
 POWER = ("power",)
 SOFTMAX = ("sdpa", "flash")
 LINEAR = ("linear", "fla")
-_FAMILY_ORDER = (*POWER, *LINEAR, *SOFTMAX)
+# Of no group: other people's power attention, Taylor's softmax, and softmax that does not see the whole context.
+_OTHERS = ("retention", "flex", "compile", "based", "window")
+_FAMILY_ORDER = (*POWER, *LINEAR, *SOFTMAX, *_OTHERS)
 
 PASS_WORDS = {"fwd": "Forward", "bwd": "Backward", "fwd+bwd": "Forward + backward"}
 

@@ -44,8 +44,9 @@ def pareto(group: Group, look: Mapping[str, Style]) -> list[Chart]:
         Chart(
             "pareto",
             f"Time against state size at {context_text(ctx)} tokens",
-            "What has to be kept of one sequence in one layer: the state in float32, or the KV cache. Small pale "
-            "points are slower choices of d_tile and chunk. Left and low is better: nothing is below the stairs.",
+            "What has to be kept of one sequence in one layer: the state in float32, or the KV cache, of a window no "
+            "more than its keys. Small pale points are slower choices of d_tile and chunk. Left and low is better: "
+            "nothing is below the stairs.",
             Axis("state or KV cache (MiB)"),
             Axis("time (ms)"),
             series,

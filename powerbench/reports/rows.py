@@ -74,13 +74,14 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     throttle: str | None  # what held the clock down, by NVML's names; `none` where nothing did
     throttled: bool  # among that is a slowdown, in which the GPU cannot show what it can do
     retakes: int  # rounds of samples dropped and taken again, for such a slowdown
+    window: int | None  # keys that a query of a sliding window sees; p is then the degree whose state it equals in size
     visits: int  # in how many visits, spread over the sweep, the samples were taken
     measurement: Measurement  # what the row was made of: its samples and its ledger; not a column
 
     @property
     def params_text(self) -> str:
         """The kernel's own parameters, for example `p = 2, d_tile = 16, chunk = 512`; empty when it has none."""
-        named = (("p", self.p), ("d_tile", self.d_tile), ("chunk", self.chunk_size))
+        named = (("p", self.p), ("d_tile", self.d_tile), ("chunk", self.chunk_size), ("window", self.window))
         return ", ".join(f"{name} = {value}" for name, value in named if value is not None)
 
     @property
@@ -188,6 +189,7 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
         wall_ms=wall_ms,
         host_bound=host_bound,
         **_state(measurement),
+        window=params.window,
         visits=len(visits),
         measurement=measurement,
     )

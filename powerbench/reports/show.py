@@ -106,6 +106,7 @@ def columns(group: Group) -> list[Column[Row]]:
         Column("p", lambda row: or_empty(row.p)),
         Column("d_tile", lambda row: or_empty(row.d_tile)),
         Column("chunk", lambda row: or_empty(row.chunk_size)),
+        Column("window", lambda row: or_empty(row.window)),
         Column("ms", lambda row: or_empty(row.median_ms, significant) if row.valid else _state(row)),
         Column("±", lambda row: or_empty(row.spread, percent_text) if row.valid else ""),
         # no speed of a time that cannot be trusted; its share of the roof says why

@@ -17,6 +17,7 @@ from powerbench.kernels.power import tiling
 from powerbench.kernels.power.choose import choose
 from powerbench.kernels.power.feature_map import d_tiles, spow_dim, tspow_dim
 from powerbench.kernels.power.state import PowerState
+from powerbench.kernels.power.state_size import normalized_by_default
 from powerbench.kernels.power.torch_backend import torch_forward
 
 __all__ = ["MAX_DEGREE", "PowerState", "normalized_by_default", "power_attention"]
@@ -25,11 +26,6 @@ Backend = Literal["auto", "triton", "torch"]
 
 MAX_DEGREE = 4
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-
-
-def normalized_by_default(p: int) -> bool:
-    """Even powers are weights, which a sum can normalise; sums of odd powers can vanish."""
-    return p % 2 == 0
 
 
 def power_attention(
