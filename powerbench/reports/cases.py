@@ -82,7 +82,7 @@ _COLUMNS: tuple[tuple[str, str, bool, Callable[[Row], str]], ...] = (
     *_NAMES,
     ("status", "", False, _status),
     ("ms", "median time", True, lambda row: or_empty(row.median_ms, significant)),
-    ("±", "larger half of the median's 95 % interval", True, lambda row: or_empty(row.spread, percent_text)),
+    ("±", "larger half of the time's 95 % interval", True, lambda row: or_empty(row.spread, percent_text)),
     ("tokens/s", "", True, lambda row: or_empty(row.tokens_per_s, si)),
     ("useful TF/s", "useful TFLOP/s", True, lambda row: or_empty(row.useful_tflops, significant)),
     ("exec. TF/s", "executed TFLOP/s", True, lambda row: or_empty(row.executed_tflops, significant)),

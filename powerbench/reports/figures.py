@@ -52,7 +52,7 @@ def ranking(group: Group, look: Look) -> Chart:
     return Chart(
         "ranking",
         f"Time at {context_text(next(iter(found[0].points)))} tokens",
-        "Median of the samples with the fastest d_tile and chunk. Shorter is better.",
+        "With the fastest d_tile and chunk; medians. Shorter is better.",
         Axis("time (ms)", "linear"),
         Axis("", "category", tuple((i, curve.label) for i, curve in enumerate(found))),
         series,
@@ -69,8 +69,7 @@ def latency(group: Group, look: Look) -> Chart:
         Chart(
             "latency",
             "Time against context",
-            "Median of the samples, fastest d_tile and chunk at each context; bars are 95 % intervals. Lower is "
-            "better.",
+            "Medians, with the fastest d_tile and chunk at each context; bars are 95 % intervals. Lower is better.",
             _contexts(group),
             Axis("time (ms)"),
             [],

@@ -21,7 +21,7 @@ def _case(row: Row) -> str:
     lines = [
         f"<b>{escape(row.kernel)}</b> {row.params_text}",
         _problem(row),
-        f"{_known(row.median_ms, significant)} ms{_interval(row)}, n = {row.n}",
+        f"{_known(row.median_ms, significant)} ms{_interval(row)}, n = {row.n}{_visits(row)}",
         f"{_known(row.tokens_per_s, si)} tokens/s",
     ]
     if row.intensity is not None:
@@ -74,6 +74,10 @@ def _problem(row: Row) -> str:
         f"{context_text(row.ctx)} tokens, batch {row.batch}, {PASS_WORDS.get(row.pass_, row.pass_).lower()}, "
         f"{row.dtype}, {size}"
     )
+
+
+def _visits(row: Row) -> str:
+    return f" in {row.visits} visits" if row.visits > 1 else ""
 
 
 def _interval(about: Row | PhaseRow) -> str:

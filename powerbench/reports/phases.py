@@ -30,7 +30,7 @@ class PhaseRow(msgspec.Struct, frozen=True):
     reason: str | None  # why there is no number, or why it cannot be trusted
     n: int  # samples
     median_ms: float | None
-    ci_low_ms: float | None  # 95 % bootstrap interval of the median; None below five samples
+    ci_low_ms: float | None  # 95 % interval of the median; None below five samples
     ci_high_ms: float | None
     share: float | None  # of the whole call's median time
     useful_tflops: float | None
@@ -43,7 +43,7 @@ class PhaseRow(msgspec.Struct, frozen=True):
 
     @property
     def interval_ms(self) -> tuple[float, float] | None:
-        """95 % bootstrap interval of the median; None below five samples."""
+        """95 % interval of the median; None below five samples."""
         return None if self.ci_low_ms is None or self.ci_high_ms is None else (self.ci_low_ms, self.ci_high_ms)
 
     @property

@@ -29,7 +29,7 @@ from powerbench.results.model import Run
 FORMATS = ("table", "csv", "json", "markdown")
 
 LEGEND = (
-    "* fastest at its context. ±: 95 % bootstrap interval of the median. TFLOP/s: useful work only. "
+    "* fastest at its context. ±: 95 % interval of the time. TFLOP/s: useful work only. "
     "roof: of this machine's roofline, with the bound it meets there."
 )
 

@@ -152,7 +152,17 @@ def _facts(run: Run, all_rows: Sequence[Row]) -> str:
     counts = Counter(row.status if row.valid or row.status != "ok" else "above the roof" for row in all_rows)
     cases = ", ".join(f"{count} {status}" for status, count in counts.most_common()) or "none yet"
     started = header.started.replace("T", " ").replace("Z", " UTC")
-    return f"Suite {header.suite}; {started}; {len(all_rows)} cases: {cases}"
+    return f"Suite {header.suite}; {started}; {len(all_rows)} cases: {cases}{_visits(all_rows)}"
+
+
+def _visits(all_rows: Sequence[Row]) -> str:
+    """How the intervals came about: those of a single visit say nothing of the next one."""
+    numbers = sorted({row.visits for row in all_rows if row.visits})
+    if not numbers:
+        return ""
+    if numbers == [1]:
+        return "; in one visit each, whose intervals are of its samples only"
+    return f"; in {' to '.join(str(number) for number in dict.fromkeys((numbers[0], numbers[-1])))} visits each"
 
 
 def _invalid_warning(all_rows: Sequence[Row]) -> list[str]:
