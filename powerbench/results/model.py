@@ -102,9 +102,9 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     `powerbench.timing` and the state of the L2 (graph-cold, events-hot ...), or `wall` on a CPU; `timer_reason` says
     why it is not a graph, where one was tried. `stop` is why sampling stopped (a `powerbench.stopping.StopReason`; of
     several visits also `visits`, where all were made and still differ), `order` whether the contestants of the problem
-    took turns. `wall_ms` are a few wall times of the same call, beside device times. `rounds` are the turns in which the
-    samples were taken, in their order and together as many, and the state that a GPU was in. `retaken` are rounds whose
-    samples were dropped and taken again, for their slowdowns.
+    took turns. `wall_ms` are a few wall times of the same call, beside device times. `rounds` are the turns in which
+    the samples were taken, in their order and together as many, and the state that a GPU was in. `retaken` are rounds
+    whose samples were dropped and taken again, for their slowdowns.
     `error` is the largest relative error against the float64 reference over the sampled rows,
     `tolerance` what was allowed.
     `message` says why where the status is not ok. `phases`, where they were asked for and the kernel can be taken
