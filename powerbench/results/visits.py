@@ -12,6 +12,7 @@ from msgspec.structs import replace as _replace
 from powerbench.results.model import Measurement
 from powerbench.results.statistics import median
 
+_NO_TIMES = {"samples_ms": (), "rounds": (), "retaken": (), "wall_ms": (), "phases": ()}
 PRECISE = 0.005  # relative standard error of a time that all visits together know well enough
 
 
@@ -65,9 +66,6 @@ def _stop(visits: Sequence[Measurement]) -> str | None:
 def _relative_error(visits: Sequence[Measurement]) -> float:
     """Standard error of the mean of the visits' log medians."""
     return stdev(math.log(median(visit.samples_ms)) for visit in visits) / math.sqrt(len(visits))
-
-
-_NO_TIMES = {"samples_ms": (), "rounds": (), "retaken": (), "wall_ms": (), "phases": ()}
 
 
 def visited(measurement: Measurement) -> frozenset[int]:
