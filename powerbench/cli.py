@@ -13,6 +13,7 @@ import click
 from powerbench._version import __version__
 from powerbench.check.command import check
 from powerbench.errors import DeviceLostError, UserError
+from powerbench.turns import Turns
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,9 +119,14 @@ def sweep(
         raise UserError("--resume: name the run file to go on with by -o FILE.jsonl")
     suite = _suite(selected)
 
+    turns = Turns.of_environment()
+    if turns:
+        turns.take()  # before torch is imported: that would disturb the other
+
     from powerbench.session import Session  # noqa: PLC0415
 
     how: dict[str, Any] = {"phases": phases, "timer": timer, "l2": l2, "timeout_s": timeout, "refine": refine}
+    how["turns"] = turns
     how |= {"visits": visits} if visits else {}
     session = Session.prepare(suite, device, seed, _console(stderr=True), **how)
     if dry_run:

@@ -21,6 +21,7 @@ from powerbench.plan import PlannedCase
 from powerbench.problem import Case
 from powerbench.results.model import INTERLEAVED, Measurement, Round
 from powerbench.stopping import Stopping
+from powerbench.turns import Turns
 from powerbench.worker import WorkerLost
 
 # How long a case may take in all, where the user does not say: compiling and tuning take minutes and are not predicted.
@@ -59,15 +60,16 @@ def run(
     timed: bool = True,
     timeout_s: float | None = None,
     stopping: Stopping | None = None,
+    turns: Turns | None = None,
 ) -> Generator[Measurement, None, None]:
     """Measure the planned cases; a failure of one is its row, not the end. Each visit is yielded when it is complete.
 
     A case that failed is not visited again. `hire` starts a measuring process. `timed` False gates for correctness
-    only. `timeout_s` is for one visit of a case; `stopping` is in the place of each case's own rule. Raises
-    DeviceLostError when nothing more can be measured. Close the iterator (`contextlib.closing`): the measuring process
-    ends with it.
+    only. `timeout_s` is for one visit of a case; `stopping` is in the place of each case's own rule; `turns` are those
+    taken with another sweep. Raises DeviceLostError when nothing more can be measured. Close the iterator
+    (`contextlib.closing`): the measuring process ends with it.
     """
-    sweep = _Sweep(hire, observer, timed, timeout_s, stopping)
+    sweep = _Sweep(hire, observer, timed, timeout_s, stopping, turns)
     left = _by_pass(planned)
     try:
         for visit in sorted({visit for item in planned for visit in item.visits}):
@@ -165,6 +167,7 @@ class _Sweep:
     timed: bool
     timeout_s: float | None
     stopping: Stopping | None  # None: each case's own
+    turns: Turns | None
     visit: int = 0
     host: Host | None = None
 
@@ -240,6 +243,8 @@ class _Sweep:
         start = time.monotonic()
         reply = self.host.ask(verb, entry.item.case, argument, max(0.0, limit - entry.spent_s))
         entry.spent_s += time.monotonic() - start
+        if self.turns:
+            self.turns.hand_on()
         if isinstance(reply, Fault | Closed) and reply.lost:
             self.dismiss()
         assert isinstance(reply, kind | Fault)

@@ -36,6 +36,7 @@ from powerbench.suites.grammar import words
 from powerbench.terminal import Watcher, duration, outcome, print_plan, refining_text
 from powerbench.timing import L2, Method, Mode
 from powerbench.timing import method as choose_method
+from powerbench.turns import Turns
 from powerbench.worker import Setup, Worker
 
 
@@ -45,7 +46,7 @@ class Session:
 
     `phases`: a sweep also times, one by one, the launches of those kernels that can be taken apart. `timeout_s` is for
     one visit of a case; None: by its prediction. `refine`: a sweep then measures more contexts around its crossings.
-    `visits`: in how many rounds over all its cases a sweep takes its samples.
+    `visits`: in how many rounds over all its cases a sweep takes its samples. `turns`: those taken with another sweep.
     """
 
     suite: Suite
@@ -58,12 +59,13 @@ class Session:
     timeout_s: float | None = None
     refine: bool = False
     visits: int = VISITS
+    turns: Turns | None = None
 
     @classmethod
     def prepare(
         cls, suite: Suite, device_name: str, seed: int, console: Console, *, phases: bool = False,
         timer: Mode | None = None, l2: L2 | None = None, timeout_s: float | None = None, refine: bool = False,
-        visits: int = VISITS,
+        visits: int = VISITS, turns: Turns | None = None,
     ) -> Session:  # fmt: skip
         """For a device. Raises UserError for what is bad there, before anything is measured."""
         device = pick(device_name)
@@ -75,7 +77,7 @@ class Session:
             refining.check(suite)
         if phases:
             _check_phases(kernels)
-        return cls(suite, kernels, device, seed, console, phases, method, timeout_s, refine, visits)
+        return cls(suite, kernels, device, seed, console, phases, method, timeout_s, refine, visits, turns)
 
     def default_output(self) -> Path:
         """results/<utc time>-<device>-<suite>.jsonl"""
@@ -93,7 +95,9 @@ class Session:
     ) -> closing[Generator[Measurement, None, None]]:
         """The measurements, from a process of their own that ends with the context."""
         hire = partial(Worker, Setup(self.device, self.seed, self.method))
-        return closing(run(planned, self.device, hire, watcher, timed=timed, timeout_s=self.timeout_s))
+        return closing(
+            run(planned, self.device, hire, watcher, timed=timed, timeout_s=self.timeout_s, turns=self.turns)
+        )
 
     def _all_ceilings(self) -> Ceilings:
         """For the header: everything there is to know of the machine, and the dtypes of the suite."""

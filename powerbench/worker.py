@@ -131,6 +131,8 @@ def serve(connection: Connection, output: str, setup: Setup) -> None:
     """The worker's main: answer until the parent closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     _die_with_parent()
+    if setup.device.type == "cpu":
+        _keep_memory()
     file = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, sys.__stdout__.fileno() if sys.__stdout__ else 1)
     os.dup2(file, sys.__stderr__.fileno() if sys.__stderr__ else 2)
@@ -146,6 +148,21 @@ def serve(connection: Connection, output: str, setup: Setup) -> None:
         except EOFError:
             return
         connection.send(bench.answer(verb, case, argument))
+
+
+def _keep_memory() -> None:
+    """On glibc: memory that was freed is not given back to the system, but used again by the next call.
+
+    Else a large tensor is either mapped anew on every call, page by page at about a microsecond each, or taken from
+    memory at hand, and which of the two depends on the sizes freed before: the same call takes 18 ms in one process and
+    25 ms in another, or changes over after a second. A GPU has its caching allocator.
+    """
+    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if sys.platform == "linux" and mallopt:
+        mallopt(m_arena_max, 1)  # the thread of the backward pass shares it; those of other arenas map what is large
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def _die_with_parent() -> None:

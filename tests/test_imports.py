@@ -16,6 +16,7 @@ TORCH_FREE = [
     "powerbench", "powerbench.cli", "powerbench.problem", "powerbench.cost", "powerbench.roofline",
     "powerbench.datasheet", "powerbench.nvml", "powerbench.telemetry", "powerbench.spoilers",
     "powerbench.crossover", "powerbench.costmodel", "powerbench.refine", "powerbench.stopping", "powerbench.suites",
+    "powerbench.turns",
     "powerbench.results.model", "powerbench.results.store", "powerbench.check.compare", "powerbench.check.gate",
     "powerbench.check.outputs.write", "powerbench.models", "powerbench.wsfr", "powerbench.reports.wsfr_choice",
     "powerbench.reports.wsfr_table", "powerbench.reports.wsfr",
@@ -46,7 +47,9 @@ ALLOWED = {
     "reports": BASE
     | {"check", "results", "roofline", "bootstrap", "crossover", "costmodel", "nvml", "datasheet", "models", "wsfr"}
     | {"suites.grammar", "kernels.power.feature_map", "kernels.power.state_size"},
-    "check": BASE | {"results", "roofline", "crossover", "stopping", "reports", "suites", "kernels", "session"},
+    "check": BASE
+    | {"results", "roofline", "crossover", "stopping", "reports", "suites", "kernels", "session", "turns"},
+    "turns": set(),
     "stopping": BASE | {"results"},
     "timing": BASE,
     "kernels": BASE,
@@ -57,7 +60,7 @@ ALLOWED = {
     "bench": BASE | {"timing", "device", "kernels", "results", "gate", "telemetry"},
     "plan": BASE | {"suites", "device", "kernels", "roofline", "stopping", "gate", "bench"},
     "worker": BASE | {"timing", "device", "results", "bench", "telemetry"},
-    "runner": BASE | {"device", "results", "stopping", "bench", "plan", "worker"},
+    "runner": BASE | {"device", "results", "stopping", "bench", "plan", "worker", "turns"},
     "terminal": BASE | {"results", "roofline", "plan", "refine"},
     "listing": {"kernels"},
 }

@@ -5,7 +5,8 @@
 
 Each trial is a whole `powerbench check --against` session, in the same processes and by the same statistics. The slower
 copy waits, after each forward call, for the planted share of the time the call took: on a CPU the host does, on a GPU
-the device, so that it is in a CUDA graph too. So plant it in forward passes (`--suite` with no other).
+the device, so that it is in a CUDA graph too. So it is planted in forward passes, and the default suite has no other.
+On a CPU, OMP_NUM_THREADS=1 before the command: docs/gate.md says why.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from powerbench.check.measure import Measuring
 from powerbench.check.model import Policy
 from powerbench.check.trees import Tree, this_tree
 
+FORWARD = Path(__file__).with_name("forward.toml")
 PLANT = '''
 
 def _slower(kernel, factor):
@@ -68,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=20, help="trials [20]")
     parser.add_argument("--planted", type=float, metavar="FACTOR", help="how much slower power attention is made")
-    parser.add_argument("--suite", default="ci", help="preset or TOML file [ci]")
+    parser.add_argument("--suite", default=str(FORWARD), help="preset or TOML file [forward.toml beside this file]")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--kernels", help="families or rows")
     parser.add_argument("--rounds", type=int, default=4, help="A B B A at most so often [4]")

@@ -11,18 +11,24 @@ from powerbench.check.clocks import log_cycles
 from powerbench.check.noise import Floor
 from powerbench.check.statistics import Median, median_of_visits, quantile, rank_test, two_sided
 from powerbench.results.model import Measurement
+from powerbench.results.statistics import median
 
 CONFIDENCE_P = 0.05  # of the interval that is shown
 NEARLY_NORMAL = 300.0  # degrees of freedom
+MIN_ROUNDS = 5  # to compare two runs round by round
 POWER_Z = 1.645  # of a normal distribution, for a detection in 95 % of runs
 
 
 class Side(NamedTuple):
-    """One case in the runs of one side: the samples in ms of each run, in order, their medians, and those in cycles."""
+    """One case in the runs of one side: of each run its samples in ms, in order, their median, and that in cycles.
+
+    `rounds`: of each run the log medians of its rounds of samples, about 50 ms each.
+    """
 
     samples_ms: tuple[Sequence[float], ...]
     medians: tuple[Median, ...]
     log_cycles: tuple[float | None, ...]  # None: the clock of this run is not known
+    rounds: tuple[tuple[float, ...], ...]
 
     @classmethod
     def of(cls, measured: Sequence[Measurement]) -> Side:
@@ -31,12 +37,13 @@ class Side(NamedTuple):
             tuple(one.samples_ms for one in measured),
             tuple(median_of_visits(one.visits) for one in measured),
             tuple(log_cycles(one) for one in measured),
+            tuple(tuple(math.log(median(samples)) for samples in one.by_round) for one in measured),
         )
 
     @property
     def first(self) -> Side:
         """The first run alone."""
-        return Side(self.samples_ms[:1], self.medians[:1], self.log_cycles[:1])
+        return Side(self.samples_ms[:1], self.medians[:1], self.log_cycles[:1], self.rounds[:1])
 
     @property
     def log_median(self) -> float:
@@ -106,8 +113,21 @@ def of_pairs(baseline: Side, new: Side, variance: float, freedom: float) -> Evid
 
 
 def pair_ratios(baseline: Side, new: Side) -> list[float]:
-    """The log ratio of each pair of runs: what drifts slowly is the same in both and drops out."""
-    return [one.log_median - old.log_median for old, one in zip(baseline.medians, new.medians, strict=True)]
+    """The log ratio of each pair of runs: what drifts slowly is the same in both and drops out.
+
+    Runs that were measured in turns are compared round by round, so that even what lasts a second drops out. Their
+    typical difference is the median of all means of two of them (Hodges and Lehmann 1963): a round that something else
+    disturbed counts for little, and of undisturbed ones next to nothing is lost.
+    """
+    ratios = []
+    for i, (old, one) in enumerate(zip(baseline.medians, new.medians, strict=True)):
+        rounds = list(zip(baseline.rounds[i], new.rounds[i], strict=False))  # either may have needed a few more
+        if len(rounds) < MIN_ROUNDS:
+            ratios.append(one.log_median - old.log_median)
+            continue
+        moved = [later - earlier for earlier, later in rounds]
+        ratios.append(median([(a + b) / 2 for j, a in enumerate(moved) for b in moved[j:]]))
+    return ratios
 
 
 def _freedom(medians: Sequence[Median], floor: Floor, error: float) -> float:

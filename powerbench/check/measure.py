@@ -6,11 +6,13 @@ Each run is a whole sweep in a process of its own, with its ceilings, its gate a
 from __future__ import annotations
 
 import math
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import IO
 
 import msgspec
 
@@ -24,6 +26,7 @@ from powerbench.results.model import Run
 from powerbench.results.statistics import MIN_SAMPLES
 from powerbench.results.store import load
 from powerbench.stopping import VISITS
+from powerbench.turns import ring
 
 BAD_INPUT = 2  # the exit status of a sweep that measured nothing because of its selectors
 
@@ -38,20 +41,40 @@ class Measuring:
     folder: Path | None
     say: Callable[[str], None]
 
-    def run(self, tree: Tree, name: str, into: Path, visits: int = VISITS) -> Run:
+    def run(self, tree: Tree, name: str, into: Path) -> Run:
         """One sweep on one side, in a process of its own."""
         self.say(f"measuring {name} ({tree.label}) ...")
         path = into / f"{name}.jsonl"
+        done = tree.python(*self._sweep(path))
+        return _outcome(tree, path, done.returncode, done.stderr)
+
+    def in_turns(self, sides: Sequence[tuple[Tree, str]], into: Path) -> list[Run]:
+        """A sweep on each side (its tree, the name of the run), at the same time, the first beginning.
+
+        Each works while the others wait, and hands on after every 50 ms of samples (`powerbench.turns`). So one visit
+        is enough: what drifts does it to all.
+        """
+        self.say(f"measuring {' and '.join(f'{name} ({tree.label})' for tree, name in sides)} in turns ...")
+        paths = [into / f"{name}.jsonl" for _, name in sides]
+        with ExitStack() as stack:
+            errors = [stack.enter_context(TemporaryFile()) for _ in sides]
+            with ring(len(sides)) as places:
+                processes = [
+                    stack.enter_context(_ended(tree.start(*self._sweep(path, visits=1), errors=file, turn=place)))
+                    for (tree, _), path, file, place in zip(sides, paths, errors, places, strict=True)
+                ]
+            for process in processes:
+                process.wait()
+            said = [_written(file) for file in errors]
+        done = zip(sides, paths, processes, said, strict=True)
+        return [_outcome(tree, path, process.returncode, text) for (tree, _), path, process, text in done]
+
+    def _sweep(self, path: Path, visits: int = VISITS) -> list[str]:
+        """The arguments of Python for one sweep into this file."""
         suite = str(Path(self.suite).resolve()) if self.suite.endswith(".toml") else self.suite
         arguments = ["--suite", suite, "--device", self.device, "--visits", str(visits), "-o", str(path)]
         arguments += ["--kernels", self.kernels] if self.kernels else []
-        done = tree.python("-m", "powerbench", "sweep", *arguments)
-        if done.returncode == BAD_INPUT or not path.exists():
-            raise UserError(f"measuring {tree.label}: {last_line(done.stderr)}")
-        run = load(path)
-        if done.returncode and not run.measurements:
-            raise DeviceLostError(f"measuring {tree.label}: {last_line(done.stderr)}")
-        return run
+        return ["-m", "powerbench", "sweep", *arguments]
 
     @contextmanager
     def _place(self) -> Iterator[tuple[Path, Path]]:
@@ -75,20 +98,18 @@ class Measuring:
             return self.session(old, this_tree(Path(scratch) / "new"), policy, rounds)
 
     def session(self, old: Tree, new: Tree, policy: Policy, rounds: int) -> tuple[Comparison, Run]:
-        """Two trees in turns, A B B A, a round at a time until every case is decided; and one of the new runs.
+        """Two trees, a round at a time until every case is decided; and one of the new runs.
 
-        The runs are the visits. Each look at the data is a chance for a false alarm, so each gets its part of the false
-        discovery rate.
+        A round is two pairs of sweeps in turns, A B and B A, each in new processes. Each look at the data is a chance
+        for a false alarm, so each gets its part of the false discovery rate.
         """
         each_look = msgspec.structs.replace(policy, false_discovery_rate=policy.false_discovery_rate / rounds)
         pairs: list[tuple[Run, Run]] = []
         with self._place() as (_, into):
             while True:
                 first, second = len(pairs) + 1, len(pairs) + 2
-                before = self.run(old, f"baseline-{first}", into, visits=1)
-                after = self.run(new, f"new-{first}", into, visits=1)
-                after_again = self.run(new, f"new-{second}", into, visits=1)
-                before_again = self.run(old, f"baseline-{second}", into, visits=1)
+                before, after = self.in_turns([(old, f"baseline-{first}"), (new, f"new-{first}")], into)
+                after_again, before_again = self.in_turns([(new, f"new-{second}"), (old, f"baseline-{second}")], into)
                 pairs += [(before, after), (before_again, after_again)]
                 comparison = compare_pairs(pairs, each_look)
                 undecided = comparison.counts.get("inconclusive", 0)
@@ -102,6 +123,31 @@ class Measuring:
         with self._place() as (scratch, into):
             tree = this_tree(scratch / "new")
             return calibration([self.run(tree, f"run-{i + 1}", into) for i in range(runs)], policy)
+
+
+def _outcome(tree: Tree, path: Path, status: int, said: str) -> Run:
+    """What a sweep has written. Raises UserError or DeviceLostError, with its own words, where that is nothing."""
+    if status == BAD_INPUT or not path.exists():
+        raise UserError(f"measuring {tree.label}: {last_line(said)}")
+    run = load(path)
+    if status and not run.measurements:
+        raise DeviceLostError(f"measuring {tree.label}: {last_line(said)}")
+    return run
+
+
+@contextmanager
+def _ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """The process, which does not outlive the context."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _written(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 def calibration(runs: Sequence[Run], policy: Policy) -> Calibration:

@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+from powerbench import turns
 from powerbench.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -36,16 +38,25 @@ class Tree:
     paths: tuple[Path, ...]
 
     def python(self, *arguments: str, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
-        """Run Python on this side."""
+        """Run Python on this side, and wait for it."""
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=self.folder, env=self._environment(), capture_output=True, text=True,
+            check=False, timeout=timeout_s,
+        )  # fmt: skip
+
+    def start(self, *arguments: str, errors: IO[bytes], turn: tuple[int, int]) -> subprocess.Popen[bytes]:
+        """Start Python on this side, its standard error into a file, with this place in a ring of turns."""
+        return subprocess.Popen(
+            [sys.executable, *arguments], cwd=self.folder, stdout=subprocess.DEVNULL, stderr=errors, pass_fds=turn,
+            env=self._environment() | {turns.VARIABLE: "{},{}".format(*turn)},
+        )  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
         caches = {name: str(self.folder / "cache" / name.lower()) for name in ("TRITON_CACHE_DIR", "CUDA_CACHE_PATH")}
         caches["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder / "cache" / "inductor")
         found = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
         path = os.pathsep.join(map(str, (self.folder, *self.paths, *found)))  # its own package comes first
-        env = {**os.environ, **caches, "PYTHONPATH": path, "POWERBENCH_COMMIT": self.label}
-        return subprocess.run(
-            [sys.executable, *arguments], cwd=self.folder, env=env, capture_output=True, text=True, check=False,
-            timeout=timeout_s,
-        )  # fmt: skip
+        return {**os.environ, **caches, "PYTHONPATH": path, "POWERBENCH_COMMIT": self.label}
 
 
 def this_tree(folder: Path) -> Tree:

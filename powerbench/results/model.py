@@ -10,6 +10,7 @@ Schema history
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Literal
 
 import msgspec
@@ -138,13 +139,19 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     def visits(self) -> tuple[tuple[float, ...], ...]:
         """The samples in ms of each visit, in the order taken; a single one where no rounds were recorded."""
         found: dict[int, list[float]] = {}
-        start = 0
-        for one in self.rounds:
-            found.setdefault(one.visit, []).extend(self.samples_ms[start : start + one.samples])
-            start += one.samples
+        for one, samples in zip(self.rounds, self.by_round, strict=False):
+            found.setdefault(one.visit, []).extend(samples)
         if not found:
-            return (self.samples_ms,) if self.samples_ms else ()
+            return self.by_round
         return tuple(tuple(samples) for samples in found.values())
+
+    @property
+    def by_round(self) -> tuple[tuple[float, ...], ...]:
+        """The samples in ms of each round, in the order taken; in a single one where no rounds were recorded."""
+        if not self.rounds:
+            return (self.samples_ms,) if self.samples_ms else ()
+        ends = list(accumulate(one.samples for one in self.rounds))
+        return tuple(self.samples_ms[end - one.samples : end] for end, one in zip(ends, self.rounds, strict=True))
 
     @property
     def case_id(self) -> str:
