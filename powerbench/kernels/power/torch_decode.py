@@ -137,7 +137,11 @@ def _fold(s: Tensor, z: Tensor, slots: _Slots, *, p: int, d_tile: int) -> None:
     decay = (slots.end[:, None] - slots.a).masked_fill(~slots.taken, -math.inf).exp()
     phi = expand(slots.k.mT.contiguous(), p, d_tile)
     whole = slots.end.exp()
-    s.mul_(whole[:, None, None]).baddbmm_(phi.to(s.dtype), (slots.v * decay[..., None]).to(s.dtype))
+    values = slots.v * decay[..., None]
+    if s.dtype == phi.dtype:
+        s.mul_(whole[:, None, None]).baddbmm_(phi, values)
+    else:  # summed in float32, rounded once
+        s.copy_((s.to(phi.dtype) * whole[:, None, None]).baddbmm_(phi, values))
     z.mul_(whole[:, None]).add_((phi @ decay[..., None])[..., 0])
 
 
