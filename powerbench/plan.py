@@ -34,6 +34,7 @@ class PlannedCase:
     memory_bytes: int
     own_bytes: int = 0  # of these, what it does not share with the other contestants of its problem
     phases: bool = False
+    sequence_bytes: int | None = None  # of a decode case: what the kernel keeps of one sequence
 
     @property
     def floor_seconds(self) -> float:
@@ -75,28 +76,29 @@ def plan(
 
 
 def _plan_case(case: Case, kernel: Kernel, device: Device, ceilings: Ceilings, phases: bool) -> PlannedCase:
-    reason = kernel.unsupported(case, device.type)
+    reason = kernel.refusal(case, device.type)
     if reason:
         return PlannedCase(case, kernel, reason, (), 0.0, 0)
-    launches = kernel.launches(case)
+    decoding = kernel.decoding if case.pass_ == "decode" else None
+    launches = (decoding or kernel).launches(case)
     seconds, _ = roof_seconds(launches, case.problem.dtype, ceilings)
     call_seconds = seconds / ASSUMED_ROOF_FRACTION
-    apart = phases and kernel.phases is not None
-    own, shared = _own_bytes(case, kernel), _shared_bytes(case)
-    return PlannedCase(case, kernel, None, launches, call_seconds, own + shared, own, apart)
-
-
-def _shared_bytes(case: Case) -> int:
-    """Predicted for the inputs and for the gate, which only one contestant passes at a time."""
-    return _input_bytes(case) + gate.memory_bytes(case)
+    apart = phases and kernel.phases is not None and not decoding
+    own, shared = _own_bytes(case, kernel), _input_bytes(case) + gate.memory_bytes(case)
+    kept = decoding.sequence_bytes(case) if decoding else None
+    return PlannedCase(case, kernel, None, launches, call_seconds, own + shared, own, apart, kept)
 
 
 def _own_bytes(case: Case, kernel: Kernel) -> int:
     """Predicted for y and dy, gradients where asked for, and what the kernel says it needs."""
+    if case.pass_ == "decode":
+        assert kernel.decoding
+        return kernel.decoding.workspace_bytes(case)
     gradients = 0 if case.pass_ == "fwd" else _input_bytes(case)
     return gradients + 2 * case.problem.y_bytes + kernel.workspace_bytes(case)
 
 
 def _input_bytes(case: Case) -> int:
     problem = case.problem
-    return problem.q_bytes + problem.k_bytes + problem.v_bytes + problem.gate_bytes
+    queries = problem.q_bytes // problem.seqlen if case.pass_ == "decode" else problem.q_bytes
+    return queries + problem.k_bytes + problem.v_bytes + problem.gate_bytes

@@ -24,7 +24,10 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tensors of one problem, the same for all its contestants. Shapes as in `Problem`; dy like y."""
+    """The tensors of one problem, the same for all its contestants. Shapes as in `Problem`; dy like y.
+
+    Of a decode case q and dy have the context's last token alone: [B, 1, H, d] and [B, 1, H, e].
+    """
 
     q: torch.Tensor
     k: torch.Tensor
@@ -36,6 +39,32 @@ class Inputs:
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 # Phase name -> a call that repeats this launch alone, any number of times with the same work.
 Phases = dict[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A decode case made ready: the cache or state that it holds has the context's tokens but the last.
+
+    step: y [B, 1, H, e] of the last token, from tensors on the device. It is called again and again. A state may move
+    on meanwhile; the work stays the same, or comes back to the same after `cycle` calls: their mean is one sample.
+    reset: the cache or state as it was before the first step, in place, but from the inputs as they are now.
+    """
+
+    step: Callable[[], torch.Tensor]
+    reset: Callable[[], None]
+    cycle: int = 1
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What a contestant does in the pass `decode`; its callables as those of `Kernel`, and in the place of them."""
+
+    resolve: Callable[[Problem, Params, str], Params]
+    unsupported: Callable[[Case, str], str | None]
+    prepare: Callable[[Case, Inputs], Decoder]
+    launches: Callable[[Case], tuple[Launch, ...]]  # of one step; what happens every n steps counts for 1 / n
+    sequence_bytes: Callable[[Case], int]  # what is kept of one sequence: its cache or its state
+    workspace_bytes: Callable[[Case], int]  # device memory beyond inputs and output, what is kept included
 
 
 @dataclass(frozen=True)
@@ -60,3 +89,15 @@ class Kernel:
     # Each launch by itself, on the buffers of one real call that `phases` makes; names are those of `launches`, all or
     # some of them. None: the kernel cannot be taken apart.
     phases: Callable[[Case, Inputs], Phases] | None = None
+    decoding: Decoding | None = None  # None: it does not decode
+
+    def resolved(self, problem: Problem, params: Params, pass_: str, device_type: str) -> Params:
+        """The parameters of a case, those left open filled in."""
+        decoding = self.decoding if pass_ == "decode" else None
+        return (decoding.resolve if decoding else self.resolve)(problem, params, device_type)
+
+    def refusal(self, case: Case, device_type: str) -> str | None:
+        """Why the case cannot run on this device type; None: it can."""
+        if case.pass_ != "decode":
+            return self.unsupported(case, device_type)
+        return self.decoding.unsupported(case, device_type) if self.decoding else f"{self.name} does not decode"

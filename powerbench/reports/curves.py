@@ -16,7 +16,7 @@ SOFTMAX = ("sdpa", "flash")
 LINEAR = ("linear", "fla")
 _FAMILY_ORDER = (*POWER, *LINEAR, *SOFTMAX)
 
-PASS_WORDS = {"fwd": "Forward", "bwd": "Backward", "fwd+bwd": "Forward + backward"}
+PASS_WORDS = {"fwd": "Forward", "bwd": "Backward", "fwd+bwd": "Forward + backward", "decode": "Decoding"}
 
 
 @dataclass(frozen=True)

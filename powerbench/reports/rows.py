@@ -72,6 +72,8 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     throttle: str | None  # what held the clock down, by NVML's names; `none` where nothing did
     throttled: bool  # among that is a slowdown, in which the GPU cannot show what it can do
     retakes: int  # rounds of samples dropped and taken again, for such a slowdown
+    gb_per_s: float | None  # bytes of the ledger over the time, in 1e9 bytes
+    sequence_bytes: int | None  # decoding: what is kept of one sequence, a cache or a state
 
     @property
     def params_text(self) -> str:
@@ -160,7 +162,7 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
         median_ms=time_ms,
         ci_low_ms=low_ms,
         ci_high_ms=high_ms,
-        tokens_per_s=problem.tokens / seconds if seconds else None,
+        tokens_per_s=case.tokens / seconds if seconds else None,
         useful_tflops=cost.useful_flops / seconds / 1e12 if seconds and measurement.launches else None,
         executed_tflops=cost.executed_flops / seconds / 1e12 if seconds and measurement.launches else None,
         intensity=cost.executed_flops / cost.bytes if cost.bytes > 0 else None,
@@ -183,6 +185,8 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
         wall_ms=wall_ms,
         host_bound=host_bound,
         **_state(measurement),
+        gb_per_s=cost.bytes / seconds / 1e9 if seconds and measurement.launches else None,
+        sequence_bytes=measurement.sequence_bytes,
     )
 
 

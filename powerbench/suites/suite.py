@@ -39,7 +39,7 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
     "value_dim": counts,
     "heads": counts,
     "kv_heads": counts,
-    "batch": count,
+    "batch": counts,
     "tokens": count,
     "dtype": lambda text, name: words(text, name, DTYPES),
     "pass": lambda text, name: words(text, name, PASSES),
@@ -61,7 +61,7 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     value_dim: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     kv_heads: tuple[int, ...] | None = None
-    batch: int | None = None
+    batch: tuple[int, ...] | None = None
     tokens: int | None = None
     dtype: tuple[str, ...] | None = None
     pass_: tuple[str, ...] = ("fwd",)
@@ -100,14 +100,14 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
         assert self.heads
         assert self.dtype
         tokens = self.tokens or max(self.ctx)
-        grid = product(self.dtype, self.head_dim, self.heads, sorted(self.ctx))
+        grid = product(self.dtype, self.head_dim, self.heads, self.batch or (None,), sorted(self.ctx))
         found = False
-        for dtype, head_dim, heads, ctx in grid:
+        for dtype, head_dim, heads, given, ctx in grid:
             for value_dim, kv_heads in product(self.value_dim or (head_dim,), self.kv_heads or (heads,)):
                 if heads % kv_heads:
                     continue
                 found = True
-                batch = self.batch or max(1, tokens // ctx)
+                batch = given or max(1, tokens // ctx)
                 yield Problem(batch, ctx, heads, kv_heads, head_dim, value_dim, dtype, self.gated)  # type: ignore[arg-type]
         if not found:
             raise SelectorError(f"--kv-heads: {self.kv_heads} divides none of --heads {self.heads}")
@@ -123,7 +123,8 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
                         tile if "d_tile" in kernel.takes else None,
                         chunk if "chunk_size" in kernel.takes else None,
                     )
-                    cases[Case(problem, kernel.name, kernel.resolve(problem, wanted, device_type), pass_)] = None  # type: ignore[arg-type]
+                    params = kernel.resolved(problem, wanted, pass_, device_type)
+                    cases[Case(problem, kernel.name, params, pass_)] = None  # type: ignore[arg-type]
         return list(cases)
 
 

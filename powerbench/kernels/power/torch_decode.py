@@ -65,6 +65,31 @@ def fold(lazy: LazyState, *, p: int, d_tile: int) -> None:
     lazy.count.zero_()
 
 
+@torch.no_grad()
+def sum_up(
+    k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor, z: Tensor, *, p: int, d_tile: int, tokens: int
+) -> None:
+    """The state of one whole sequence, without its outputs, into s [Hk, D, e] and z [Hk, D]; `tokens` at once.
+
+    k [n, Hk, d], v [n, Hk, e], log_g [n, Hk] or None; n may be 0.
+    """
+    s.zero_()
+    z.zero_()
+    for first in range(0, len(k), tokens):
+        chunk = (None if x is None else x[None, first : first + tokens] for x in (k, v, log_g))
+        _fold(s, z, _slots(*chunk, None).of(0), p=p, d_tile=d_tile)
+
+
+@torch.no_grad()
+def fill_window(lazy: LazyState, b: int, k: Tensor, v: Tensor, log_g: Tensor | None) -> None:
+    """Put exactly these n tokens into the window of sequence b: k [n, Hk, d], v [n, Hk, e], log_g [n, Hk] or None."""
+    n = len(k)
+    lazy.count[b] = n
+    if n:
+        lazy.k[b, :n], lazy.v[b, :n] = k, v
+        lazy.a[b, :n] = _slots(k[None], v[None], None if log_g is None else log_g[None], None).a[0].T
+
+
 class _Slots(NamedTuple):
     """Keys, values and cumulated log gates of a window and of the tokens after it; `taken` where a slot holds one."""
 
@@ -94,7 +119,7 @@ def _window(lazy: LazyState) -> _Slots:
     return _Slots(k, v, a, end, taken[:, None])
 
 
-def _slots(k: Tensor, v: Tensor, log_g: Tensor | None, state: PowerState | LazyState) -> _Slots:
+def _slots(k: Tensor, v: Tensor, log_g: Tensor | None, state: PowerState | LazyState | None) -> _Slots:
     """The window's slots, then the new tokens."""
     wide = torch.promote_types(k.dtype, torch.float32)
     new_k, new_v = k.to(wide).transpose(1, 2), v.to(wide).transpose(1, 2)
@@ -104,7 +129,7 @@ def _slots(k: Tensor, v: Tensor, log_g: Tensor | None, state: PowerState | LazyS
         zero = math.log(torch.finfo(wide).tiny)
         a = log_g.to(wide).clamp(min=zero).transpose(1, 2).cumsum(-1)
     taken = torch.ones(len(k), 1, k.shape[1], dtype=torch.bool, device=k.device)
-    if isinstance(state, PowerState):
+    if not isinstance(state, LazyState):
         return _Slots(new_k, new_v, a, a[..., -1], taken)
     old = _window(state)
     a = old.end[..., None] + a
