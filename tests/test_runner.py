@@ -30,7 +30,7 @@ from powerbench.terminal import Watcher
 from powerbench.worker import WorkerLost
 from tests.fakes import CEILINGS, CPU, LAUNCHES, PROBLEM, Inline, fake, phased, raising, softmax
 
-SUITE = Suite(ctx=(40,), heads=(4,), kv_heads=(2,), head_dim=(8,), batch=2, dtype=("fp32",)).on("cpu")
+SUITE = Suite(ctx=(40,), heads=(4,), kv_heads=(2,), head_dim=(8,), batch=(2,), dtype=("fp32",)).on("cpu")
 
 
 class Silent:

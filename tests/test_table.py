@@ -22,7 +22,7 @@ def test_rows_and_families():
     assert len(names) == len(set(names))
     expected = {
         "power-triton", "power-torch", "linear-triton", "linear-torch", "sdpa-cpu", "sdpa-flash", "sdpa-cudnn",
-        "sdpa-efficient", "flash-2", "flash-3", "flash-4", "fla-linear", "fla-simple-gla",
+        "sdpa-efficient", "sdpa-math", "flash-2", "flash-3", "flash-4", "fla-linear", "fla-simple-gla",
     }  # fmt: skip
     assert expected <= set(names)
     assert [kernel.name for kernel in table.select(("linear", "sdpa-cpu"))] == [

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 import torch
 
 from powerbench.cost import Launch
+from powerbench.kernels.fla_decode import fla_decoding
 from powerbench.kernels.kernel import Forward, Inputs, Kernel
 from powerbench.kernels.ledger import linear_launches, linear_workspace_bytes
 from powerbench.kernels.packages import NEEDS_CUDA, import_problem, installed_version
@@ -43,7 +44,7 @@ def _unsupported(gated: bool, case: Case, device_type: str) -> str | None:
     if problem.heads != problem.kv_heads:
         # chunk_fwd_o takes k's heads from q and lets only v have more (grouped values, not grouped queries).
         return f"no GQA: needs as many key heads as query heads, not {problem.kv_heads} for {problem.heads}"
-    if gated and problem.gated and case.pass_ != "fwd":
+    if gated and problem.gated and "bwd" in case.pass_:
         return _backward_refusal() or _import_problem()
     return _import_problem()
 
@@ -117,6 +118,7 @@ def _fla(name: str, summary: str, gated: bool, prepare: Callable[[Case], Forward
         reference=partial(_reference, gated),
         launches=partial(_launches, gated),
         workspace_bytes=partial(_workspace_bytes, gated),
+        decoding=fla_decoding(gated, _resolve, partial(_unsupported, gated)),
     )
 
 

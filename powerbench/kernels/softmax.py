@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -24,6 +24,7 @@ from powerbench.kernels.ledger import (
     softmax_launches,
 )
 from powerbench.kernels.packages import NEEDS_CUDA, import_problem, installed_version
+from powerbench.kernels.softmax_decode import flash_decoding, sdpa_decoding
 from powerbench.problem import Case, Params, Problem
 
 PROBE_TOKENS = 128  # whether a backend takes a problem depends on its length only where that is a single token
@@ -56,6 +57,10 @@ def _sdpa_unsupported(backend: SDPBackend, home: str, case: Case, device_type: s
     return _torch_refusal(backend, case, device_type)
 
 
+def _decoding_only(case: Case, device_type: str) -> str:
+    return "keeps all scores in memory, T x T a head: decoding only"
+
+
 def _torch_refusal(backend: SDPBackend, case: Case, device_type: str) -> str | None:
     """Why torch would not choose this backend for the case, in torch's own words; None: it would, or does not say.
 
@@ -63,19 +68,20 @@ def _torch_refusal(backend: SDPBackend, case: Case, device_type: str) -> str | N
     answer is right for the torch, the cuDNN and the GPU at hand. With one backend allowed and that one unfit,
     torch raises "No available kernel" and gives its reason as a warning.
     """
-    problem = case.problem
+    problem, decoding = case.problem, case.pass_ == "decode"
     tokens = min(problem.seqlen, PROBE_TOKENS)
 
-    def operand(heads: int, width: int) -> torch.Tensor:
+    def operand(tokens: int, heads: int, width: int) -> torch.Tensor:
         empty = torch.empty((1, tokens, heads, width), dtype=TORCH_DTYPES[problem.dtype], device=device_type)
-        return empty.requires_grad_(case.pass_ != "fwd").transpose(1, 2)
+        return empty.requires_grad_("bwd" in case.pass_).transpose(1, 2)
 
-    q = operand(problem.heads, problem.head_dim)
-    k, v = operand(problem.kv_heads, problem.head_dim), operand(problem.kv_heads, problem.value_dim)
+    q = operand(1 if decoding else tokens, problem.heads, problem.head_dim)
+    k = operand(tokens, problem.kv_heads, problem.head_dim)
+    v = operand(tokens, problem.kv_heads, problem.value_dim)
     with warnings.catch_warnings(record=True) as caught, sdpa_kernel(backend):
         warnings.simplefilter("always")
         try:
-            torch._fused_sdp_choice(q, k, v, is_causal=True, enable_gqa=problem.heads != problem.kv_heads)
+            torch._fused_sdp_choice(q, k, v, is_causal=not decoding, enable_gqa=problem.heads != problem.kv_heads)
         except RuntimeError as error:
             if "No available kernel" not in str(error):
                 return None  # not a refusal: let it run, so that its row shows the real message
@@ -122,6 +128,7 @@ def _sdpa(name: str, summary: str, backend: SDPBackend, home: str = "cuda") -> K
         reference=softmax_reference,
         launches=partial(_sdpa_launches, home),
         workspace_bytes=cpu_workspace_bytes if home == "cpu" else flash_workspace_bytes,
+        decoding=sdpa_decoding(backend, partial(_sdpa_unsupported, backend, home)),
     )
 
 
@@ -147,7 +154,7 @@ class Provider:
             return f"head dimension {problem.head_dim} > {self.max_head_dim}"
         if self.one_width and problem.value_dim != problem.head_dim:
             return f"value dimension {problem.value_dim} must equal head dimension {problem.head_dim}"
-        if case.pass_ != "fwd" and not self.backward:
+        if "bwd" in case.pass_ and not self.backward:
             return f"backward is not in {self.distribution} (forward only)"
         return import_problem(self.distribution, self.module)
 
@@ -208,6 +215,9 @@ def _flash(name: str, summary: str, providers: tuple[Provider, ...]) -> Kernel:
         reference=softmax_reference,
         launches=softmax_launches,
         workspace_bytes=flash_workspace_bytes,
+        decoding=flash_decoding(
+            lambda: (_installed(providers) or providers[0]).module, partial(_flash_unsupported, providers)
+        ),
     )
 
 
@@ -216,6 +226,10 @@ SOFTMAX_KERNELS = (
     _sdpa("sdpa-flash", "torch's FlashAttention-2", SDPBackend.FLASH_ATTENTION),
     _sdpa("sdpa-cudnn", "cuDNN's attention, through torch", SDPBackend.CUDNN_ATTENTION),
     _sdpa("sdpa-efficient", "torch's memory-efficient attention", SDPBackend.EFFICIENT_ATTENTION),
+    replace(
+        _sdpa("sdpa-math", "torch's attention in separate products, decoding only", SDPBackend.MATH),
+        unsupported=_decoding_only,
+    ),
     _flash("flash-2", "FlashAttention-2", FLASH_2),
     _flash("flash-3", "FlashAttention-3 (Hopper)", FLASH_3),
     _flash("flash-4", "FlashAttention-4 (Hopper, Blackwell)", FLASH_4),

@@ -20,6 +20,7 @@ from powerbench.kernels.power.decode_tiling import split
 from powerbench.kernels.power.feature_map import spow_dim, tspow_dim
 from powerbench.problem import Case, Problem
 
+FILL_TOKENS = 512  # of a sequence that are summed up at once, when a state is made ready
 MAX_WINDOW = 128  # beyond, moving a window into the state would be felt in the step that does it
 
 
@@ -65,8 +66,8 @@ class _Step:
         one = problem.q_bytes + problem.k_bytes + problem.v_bytes + problem.y_bytes
         self.token_bytes = one // problem.seqlen + self.groups * gate
         window = self.groups * _token_size(problem)
-        # read by the queries, and one slot written; and read once more where it is moved into the state
-        self.window_bytes = window * (self.C - 1) // 2 + window + window * self.C // self.C if self.C > 1 else 0
+        # read by the queries; one slot written, and read again when it is moved into the state
+        self.window_bytes = window * (self.C - 1) // 2 + 2 * window if self.C > 1 else 0
 
     def read_flops(self, dim: int) -> int:
         """Of the queries with a state of so many rows."""
@@ -102,22 +103,16 @@ def triton_launches(case: Case, normalize: bool) -> tuple[Launch, ...]:
     rows = step.groups * (1 if group == 1 else max(16, 1 << (group - 1).bit_length()))
     executed = 2 * step.dim * e * rows + step.move_flops(step.dim) + step.pair_flops
     y = step.problem.y_bytes // step.problem.seqlen
-    return (
-        Launch(
-            "step", Cost(step.useful, executed, step.state_bytes(1) + step.window_bytes + step.token_bytes - y + sums)
-        ),
-        Launch("combine", Cost(0, 0, sums + y)),
-    )
+    moved = step.state_bytes(1) + step.window_bytes + step.token_bytes - y + sums
+    return Launch("step", Cost(step.useful, executed, moved)), Launch("combine", Cost(0, 0, sums + y))
 
 
 def torch_launches(case: Case, normalize: bool) -> tuple[Launch, ...]:
-    """One row: its many small steps keep little. With gates the state is decayed first, and then added to."""
+    """One row: its many small steps keep little. A state that moves on is decayed first, and then added to."""
     step = _Step(case, normalize)
     executed = step.read_flops(step.dim) + step.move_flops(step.dim) + step.pair_flops
-    passes = 4 if step.problem.gated else 2
-    return (
-        Launch("step", Cost(step.useful, executed, step.state_bytes(passes) + step.window_bytes + step.token_bytes)),
-    )
+    moved = step.state_bytes(4) + step.window_bytes + step.token_bytes
+    return (Launch("step", Cost(step.useful, executed, moved)),)
 
 
 def workspace_bytes(case: Case) -> int:
@@ -125,6 +120,3 @@ def workspace_bytes(case: Case) -> int:
     problem, (p, d_tile, _) = case.problem, resolved(case)
     phi = problem.kv_heads * tspow_dim(problem.head_dim, p, d_tile) * FILL_TOKENS * _sum_size(problem)
     return problem.batch * sequence_bytes(case) + 2 * phi
-
-
-FILL_TOKENS = 512  # of a sequence at once, when a state is made ready
