@@ -363,7 +363,7 @@ def test_results_are_checked_again_on_changed_inputs(pass_):
     assert (stale.status, right.status) == ("wrong", "ok")
     assert stale.message.startswith("after timing, on changed inputs, off by ")
     assert stale.samples_ms == ()
-    original = make_inputs(host.bench._problem, torch.device("cpu"), 0)
+    original = make_inputs(host.bench._made_for[0], torch.device("cpu"), 0)
     for name, tensor in vars(original).items():
         assert torch.equal(tensor, getattr(host.bench._inputs, name))
 

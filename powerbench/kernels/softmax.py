@@ -58,6 +58,8 @@ def _sdpa_unsupported(backend: SDPBackend, home: str, case: Case, device_type: s
 
 
 def _decoding_only(case: Case, device_type: str) -> str:
+    if device_type != "cuda":
+        return NEEDS_CUDA
     return "keeps all scores in memory, T x T a head: decoding only"
 
 
