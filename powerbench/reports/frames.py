@@ -8,7 +8,20 @@ from powerbench.reports.phases import PHASE_COLUMNS, phase_rows, phase_values
 from powerbench.reports.rows import COLUMNS, rows, values
 from powerbench.results.model import Run
 
-_INTEGERS = ("p", "d_tile", "chunk_size", "ctx", "batch", "heads", "kv_heads", "head_dim", "n", "value_dim", "retakes")
+_INTEGERS = (
+    "p",
+    "d_tile",
+    "chunk_size",
+    "ctx",
+    "batch",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "n",
+    "value_dim",
+    "retakes",
+    "sequence_bytes",
+)
 _FLOATS = (
     *("median_ms", "ci_low_ms", "ci_high_ms", "tokens_per_s", "useful_tflops", "executed_tflops", "intensity"),
     *("roof_fraction", "mfu", "hfu", "peak_memory_mib", "error", "attainable_tflops", "share", "gb_per_s"),
