@@ -21,7 +21,8 @@ TORCH_FREE = [
     "powerbench.reports.wsfr", "powerbench.reports.wsfr_static",
     "powerbench.reports.frames", "powerbench.reports.show", "powerbench.reports.page", "powerbench.reports.static",
     "powerbench.kernels.power.feature_map", "powerbench.kernels.power.cost", "powerbench.kernels.power.choose",
-    "powerbench.kernels.power.triton_cost",
+    "powerbench.kernels.power.triton_cost", "powerbench.kernels.power.decode_cost",
+    "powerbench.kernels.power.decode_tiling", "powerbench.reports.decoding",
 ]  # fmt: skip
 # Which parts of the package a part may import. `cli` and `session`, at the top, may import all.
 BASE = {"problem", "cost", "errors", "_version"}

@@ -128,7 +128,7 @@ def test_a_good_suite_file(tmp_path):
 
 
 def test_unknown_suite():
-    with pytest.raises(SelectorError, match=r"'nope' is neither a TOML file nor one of context, degree"):
+    with pytest.raises(SelectorError, match=r"'nope' is neither a TOML file nor one of context, decode, degree"):
         load("nope")
     with pytest.raises(SelectorError, match=r"gone\.toml: No such file"):
         load("gone.toml")

@@ -14,6 +14,8 @@ window; the token's q, k, v, gate and y; and what a backend passes from one part
 
 from __future__ import annotations
 
+import math
+
 from powerbench.cost import Cost, Launch
 from powerbench.kernels.power.cost import resolved
 from powerbench.kernels.power.decode_tiling import split
@@ -27,7 +29,7 @@ MAX_WINDOW = 128  # beyond, moving a window into the state would be felt in the 
 def best_window(p: int, d_tile: int, problem: Problem) -> int:
     """The power of two that moves the fewest bytes a token: 1 / C of a state written, C / 2 tokens of a window read."""
     state = tspow_dim(problem.head_dim, p, d_tile) * (problem.value_dim + 1) * _sum_size(problem)
-    best = (2 * state / _token_size(problem)) ** 0.5
+    best = math.sqrt(2 * state / _token_size(problem))
     windows = [2**i for i in range(1, MAX_WINDOW.bit_length())]
     return min(windows, key=lambda window: max(window / best, best / window))
 

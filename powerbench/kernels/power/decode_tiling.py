@@ -40,4 +40,5 @@ def split(dim: int, e: int, heads: int) -> Split:
 def packed_indices(d: int, p: int, d_tile: int) -> np.ndarray:
     """int32 [D]: the index tuple of each row, the first index in the lowest 7 bits. d is at most 128, p at most 4."""
     shifts = INDEX_BITS * np.arange(p, dtype=np.int32)
-    return (feature_map(d, p, d_tile).indices << shifts).sum(axis=1, dtype=np.int32)
+    packed: np.ndarray = (feature_map(d, p, d_tile).indices << shifts).sum(axis=1, dtype=np.int32)
+    return packed
