@@ -4,7 +4,7 @@ BIN := .venv/bin
 # bench writes into out/ (not tracked), under a new name each time: a run file is never overwritten
 RUN := out/$(shell date -u +%Y%m%dT%H%M%SZ)
 
-.PHONY: bench test lint clean
+.PHONY: bench test lint gate clean
 
 bench: .venv/.installed
 	$(BIN)/powerbench sweep --p 2 -o $(RUN).jsonl
@@ -13,6 +13,12 @@ bench: .venv/.installed
 test: .venv/.installed-dev chromium
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	$(BIN)/python -m pytest -n auto
+
+# PyTorch kernels of this tree against the merge base, or against the last commit where there is none. On a busy machine
+# nothing is sure, and that is no failure.
+gate: .venv/.installed
+	$(BIN)/powerbench check --against "$$(git merge-base origin/main HEAD 2>/dev/null || git rev-parse HEAD)" \
+	  --device cpu --kernels power-torch,linear-torch,sdpa-cpu --allow-inconclusive 1000 --junit out/gate.xml
 
 lint: .venv/.installed-dev
 	$(BIN)/pre-commit run --all-files

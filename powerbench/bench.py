@@ -104,6 +104,7 @@ class Bench:
     _inputs: Inputs | None = None
     _made_for: tuple[Problem, bool] | None = None  # whether for decoding
     _live: dict[str, _Live] = field(default_factory=dict)
+    _prepared: dict[str, Forward] = field(default_factory=dict)  # so that what compiled or tuned in one visit is kept
 
     def answer(self, verb: str, case: Case, argument: int | bool) -> Reply:
         """Do what the runner asks for: open (argument: timed), sample (how many) or close (with phases)."""
@@ -118,6 +119,7 @@ class Bench:
         if not isinstance(reply, Fault):
             return reply
         self._live.pop(case.case_id, None)
+        self._prepared.pop(case.case_id, None)
         lost = self.device.type == "cuda" and _is_lost()
         return Fault(reply.status, reply.message, reply.error, reply.tolerance, lost)
 
@@ -130,7 +132,7 @@ class Bench:
             self._made_for = wanted
         kernel, inputs, device = self.kernels[case.kernel], self._inputs, self.device.torch
         held = _allocated_bytes(device) - _size(inputs)  # by the other contestants, whose memory is not this one's
-        trial = (_decoding if wanted[1] else _attending)(kernel, case, inputs, self.seed)
+        trial = self._decoding(case, inputs) if wanted[1] else self._attending(case, inputs)
         error, allowed = trial.gated.error, gate.tolerance(case)
         if not error <= allowed:
             message = f"relative error {error:.2g} against the float64 reference, {allowed:.2g} allowed"
@@ -147,6 +149,32 @@ class Bench:
         self._live[case.case_id] = _Live(trial, timer)
         peak = None if peak is None else peak - held
         return Opened(error, allowed, config, timer.name, timer.reason, _rounded(wall_ms), peak)
+
+    def _attending(self, case: Case, inputs: Inputs) -> _Trial:
+        """The passes over a whole context."""
+        kernel = self.kernels[case.kernel]
+        forward = self._prepared.get(case.case_id) or kernel.prepare(case)
+        self._prepared[case.case_id] = forward
+        gated = gate.check(kernel, case, inputs, forward, self.seed)
+        return _Trial(
+            gated,
+            partial(timed_call, kernel, case, inputs, forward),
+            lambda run: gate.recheck(case, inputs, run, gated),
+        )
+
+    def _decoding(self, case: Case, inputs: Inputs) -> _Trial:
+        """One step. All sequences are checked, so that there is nothing to draw."""
+        kernel = self.kernels[case.kernel]
+        assert kernel.decoding
+        with torch.no_grad():
+            decoder = kernel.decoding.prepare(case, inputs)
+            gated = gate.check_decoding(kernel, case, inputs, decoder)
+
+        def recheck(run: Callable[[], object]) -> float:
+            with torch.no_grad():
+                return gate.recheck_decoding(inputs, decoder, run, gated)
+
+        return _Trial(gated, lambda: torch.no_grad()(decoder.step), recheck, decoder.cycle)
 
     def _sample(self, case: Case, number: int) -> Reply:
         live, readings = self._live[case.case_id], []
@@ -178,31 +206,6 @@ class Bench:
         timed = _time_phases(self.kernels[case.kernel], case, self._inputs, self) if phases else ()
         failed = any(phase.message for phase in timed)
         return Closed(timed, failed and self.device.type == "cuda" and _is_lost())
-
-
-def _attending(kernel: Kernel, case: Case, inputs: Inputs, seed: int) -> _Trial:
-    """The passes over a whole context."""
-    forward = kernel.prepare(case)
-    gated = gate.check(kernel, case, inputs, forward, seed)
-    return _Trial(
-        gated,
-        partial(timed_call, kernel, case, inputs, forward),
-        lambda run: gate.recheck(case, inputs, run, gated),
-    )
-
-
-def _decoding(kernel: Kernel, case: Case, inputs: Inputs, seed: int) -> _Trial:
-    """One step. All sequences are checked, so that there is nothing to draw."""
-    assert kernel.decoding
-    with torch.no_grad():
-        decoder = kernel.decoding.prepare(case, inputs)
-        gated = gate.check_decoding(kernel, case, inputs, decoder)
-
-    def recheck(run: Callable[[], object]) -> float:
-        with torch.no_grad():
-            return gate.recheck_decoding(inputs, decoder, run, gated)
-
-    return _Trial(gated, lambda: torch.no_grad()(decoder.step), recheck, decoder.cycle)
 
 
 def make_inputs(problem: Problem, device: torch.device, seed: int, *, decoding: bool = False) -> Inputs:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from powerbench._version import __version__
+from powerbench.check.command import check
 from powerbench.errors import DeviceLostError, UserError
 
 if TYPE_CHECKING:
@@ -94,13 +95,19 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Print the plan and measure nothing but the ceilings.")
 @click.option("--phases", is_flag=True, help="Also time each phase (launch) alone, of kernels that can be taken apart.")
 @click.option(
+    "--refine", is_flag=True, help="Then measure more contexts around each crossing until it is known to 10 %."
+)
+@click.option(
     "--timer", type=click.Choice(["graph", "events", "wall"]), help="How [graph where it can, on a CPU wall]."
+)
+@click.option(
+    "--visits", type=click.IntRange(min=1), metavar="N", help="Rounds over all cases, each a part of the samples [5]."
 )
 @click.option("--l2", type=click.Choice(["cold", "hot"]), help="State of a GPU's L2 before each sample [cold].")
 @TIMEOUT
 def sweep(
-    output: str | None, resume: bool, dry_run: bool, phases: bool, timer: Mode | None, l2: L2 | None,
-    timeout: float | None, device: str, seed: int, **selected: Any,
+    output: str | None, resume: bool, dry_run: bool, phases: bool, refine: bool, timer: Mode | None, l2: L2 | None,
+    visits: int | None, timeout: float | None, device: str, seed: int, **selected: Any,
 ) -> None:  # fmt: skip
     """Gate every case for correctness, time it, and say which kernel wins from which context on.
 
@@ -113,7 +120,8 @@ def sweep(
 
     from powerbench.session import Session  # noqa: PLC0415
 
-    how: dict[str, Any] = {"phases": phases, "timer": timer, "l2": l2, "timeout_s": timeout}
+    how: dict[str, Any] = {"phases": phases, "timer": timer, "l2": l2, "timeout_s": timeout, "refine": refine}
+    how |= {"visits": visits} if visits else {}
     session = Session.prepare(suite, device, seed, _console(stderr=True), **how)
     if dry_run:
         session.dry_run(_console())
@@ -151,18 +159,24 @@ def verify(device: str, seed: int, timeout: float | None, **selected: Any) -> No
 @click.argument("run", metavar="RUN.jsonl")
 @click.option("--format", "format_", type=click.Choice(["table", "csv", "json", "markdown"]), default="table")
 @click.option("--phases", is_flag=True, help="csv and json: one row a phase instead, as `sweep --phases` timed them.")
-def show(run: str, format_: str, phases: bool) -> None:
+@click.option("--crossovers", is_flag=True, help="Instead: where one contestant passes another, with intervals.")
+def show(run: str, format_: str, phases: bool, crossovers: bool) -> None:
     """Print a run file: one row a case."""
     from powerbench.reports.show import print_run, render, render_phases  # noqa: PLC0415
+    from powerbench.reports.show_crossovers import render_crossovers  # noqa: PLC0415
     from powerbench.results.store import load  # noqa: PLC0415
 
     if phases and format_ not in ("csv", "json"):
         raise UserError(f"--phases goes with --format csv or json; {format_} shows phases where the run has some")
+    if phases and crossovers:
+        raise UserError("--phases and --crossovers exclude each other: one row is a phase, or a crossover")
     loaded = load(run)
     _warn(loaded.warnings)
-    if format_ in ("csv", "json"):  # which have no place for them
+    if format_ in ("csv", "json") and not crossovers:  # which have no place for them
         _warn(loaded.spoilers)
-    if phases:
+    if crossovers:
+        click.echo(render_crossovers(loaded, format_, width=_console().width), nl=False)
+    elif phases:
         click.echo(render_phases(loaded, format_), nl=False)
     elif format_ == "table":
         print_run(loaded, _console())
@@ -173,9 +187,9 @@ def show(run: str, format_: str, phases: bool) -> None:
 @cli.command()
 @click.argument("runs", metavar="RUN.jsonl...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="FILE.html", help="The page [reports/<name of the first run>.html].")
-@click.option("--static", metavar="DIR", help="Also write the figures as PNG and SVG into DIR.")
+@click.option("--static", metavar="DIR", help="Also write the figures as PNG, SVG and PDF into DIR.")
 def report(runs: tuple[str, ...], output: str | None, static: str | None) -> None:
-    """Write one self-contained HTML page from one or more run files."""
+    """Write one self-contained HTML page from one or more run files; the first is what others are compared with."""
     from powerbench.reports.page import write_page  # noqa: PLC0415
     from powerbench.results.store import load  # noqa: PLC0415
 
@@ -195,6 +209,9 @@ def report(runs: tuple[str, ...], output: str | None, static: str | None) -> Non
     click.echo("\n".join(written))
 
 
+cli.add_command(check)
+
+
 @cli.group("list")
 def list_() -> None:
     """What there is to choose from."""
@@ -202,19 +219,20 @@ def list_() -> None:
 
 @list_.command("kernels")
 def list_kernels() -> None:
-    """Every contestant: its row, family and version, or how to install it."""
-    from powerbench.session import print_kernels  # noqa: PLC0415
+    """Every contestant: its version, what it can do, and how to get it."""
+    from powerbench.listing import print_kernels  # noqa: PLC0415
 
     print_kernels(_console())
 
 
 @list_.command("suites")
 def list_suites() -> None:
-    """The preset suites and what each is for."""
+    """The preset suites: what each is for, what it costs, and what its page shows."""
     from powerbench.suites import load, presets  # noqa: PLC0415
 
     for name in presets():
-        click.echo(f"{name:10} {load(name).purpose}")
+        suite = load(name)
+        click.echo(f"{name:10} {suite.purpose} About {suite.minutes} min on an H200.\n{'':10} Shows: {suite.shows}")
 
 
 @list_.command("models")

@@ -34,6 +34,7 @@ TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4, "fp16": 1e-2, "bf16": 3e-2}
 REFERENCE_ELEMENTS = 2**24  # B * H * R * T of one float64 intermediate: 128 MiB
 MIN_ROWS = 8
 POISON_COPIES, POISON_BYTES = 16, 2**26  # of each tensor at most, and together
+POISON_PIECES = (2, 4, 8, 16, 32)  # fractions of a tensor
 
 # Float64 copies of q, k, v, dy and, where gradients are compared, as many gradients; and the row-by-row intermediates.
 REFERENCE_INTERMEDIATES = 6
@@ -43,7 +44,7 @@ Gradients = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 def tolerance(case: Case) -> float:
     """The largest relative error with which the case passes."""
-    return TOLERANCE[case.problem.dtype] * max(1.0, (case.params.p or 1) / 2)
+    return TOLERANCE[case.problem.dtype] * max(1.0, case.params.degree / 2)
 
 
 def memory_bytes(case: Case) -> int:
@@ -165,9 +166,10 @@ def recheck(case: Case, inputs: Inputs, run: Callable[[], object], gated: Gated)
 def poison(inputs: Inputs) -> None:
     """Leave NaN in the free memory that results (y and gradients) are likely to get.
 
-    Of small tensors as many as it takes to fill the holes of their size; large ones get fresh memory from the system,
-    or on a GPU, where what torch keeps is given back first, what was freed last. No allocator promises this; what
-    slips through is stale, and `recheck` sees it.
+    Of small tensors as many as it takes to fill the holes of their size, and smaller pieces for the holes between them,
+    which would join with their neighbours once those are free; large ones get fresh memory from the system, or on a
+    GPU, where what torch keeps is given back first, what was freed last. No allocator promises this; what slips
+    through is stale, and `recheck` sees it.
     """
     if inputs.q.is_cuda:
         torch.cuda.empty_cache()
@@ -176,6 +178,8 @@ def poison(inputs: Inputs) -> None:
         if tensor is not None:
             copies = min(POISON_COPIES, max(1, POISON_BYTES // tensor.nbytes))
             held += [torch.full_like(tensor, math.nan) for _ in range(copies)]
+            for share in POISON_PIECES if copies > 1 else ():
+                held += [tensor.new_full((max(1, tensor.numel() // share),), math.nan) for _ in range(copies)]
     held.clear()
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from powerbench import gate
 from powerbench.bench import PHASE_POLICY
@@ -23,7 +23,8 @@ ASSUMED_ROOF_FRACTION = 0.25
 class PlannedCase:
     """A case before it runs. `reason`: why it will be skipped. Seconds and bytes are predictions, for one call.
 
-    `phases`: its launches will be timed one by one, too.
+    `phases`: its launches will be timed one by one, too. `visits`: which of its visits are still to be made, each
+    until `stopping` says that it is enough.
     """
 
     case: Case
@@ -35,6 +36,8 @@ class PlannedCase:
     own_bytes: int = 0  # of these, what it does not share with the other contestants of its problem
     phases: bool = False
     sequence_bytes: int | None = None  # of a decode case: what the kernel keeps of one sequence
+    visits: tuple[int, ...] = (0,)
+    stopping: Stopping = field(default_factory=Stopping)
 
     @property
     def floor_seconds(self) -> float:
@@ -43,11 +46,18 @@ class PlannedCase:
 
     @property
     def total_seconds(self) -> float:
-        """Predicted time of the whole case: gate, warm-up, samples, re-check; phases as if each took an equal part."""
+        """Predicted time of the whole case, in all its visits."""
+        return sum(self.visit_seconds(visit) for visit in self.visits)
+
+    def visit_seconds(self, visit: int) -> float:
+        """Predicted time of one visit: gate, warm-up, samples, re-check; in the first also the phases.
+
+        These as if each took an equal part.
+        """
         if self.reason:
             return 0.0
-        seconds = self.call_seconds * 3 + Stopping().expected_seconds(self.call_seconds)
-        if self.phases:
+        seconds = self.call_seconds * 3 + self.stopping.expected_seconds(self.call_seconds)
+        if self.times_phases(visit):
             number = len(self.launches)
             part = self.call_seconds / number
             samples = PHASE_POLICY.min_seconds / max(part, 1e-9)
@@ -55,24 +65,36 @@ class PlannedCase:
             seconds += self.call_seconds * 2 + number * part * samples
         return seconds
 
+    def times_phases(self, visit: int) -> bool:
+        """Whether the launches are timed one by one in this visit: once is enough."""
+        return self.phases and visit == self.visits[0]
+
 
 def plan(
     suite: Suite,
     kernels: Sequence[Kernel],
     device: Device,
     ceilings: Ceilings,
-    done: Collection[str] = (),
+    done: Mapping[str, Collection[int]] | None = None,
     *,
     phases: bool = False,
+    visits: int = 1,
 ) -> list[PlannedCase]:
-    """The cases of the suite on this device in the order they run, less those whose id is in `done`.
+    """The cases of the suite on this device in the order they run, each with those of its `visits` that are to be made.
 
-    `suite` is what `Suite.on` returned; `kernels` are the selected records. With `phases`, those of them that can be
-    taken apart are also timed launch by launch.
+    `done` are the visits made before, by case id; a case without any left is not in the plan. `suite` is what
+    `Suite.on` returned; `kernels` are the selected records. With `phases`, those of them that can be taken apart are
+    also timed launch by launch.
     """
     by_name = {kernel.name: kernel for kernel in kernels}
-    todo = [case for case in suite.cases(kernels, device.type) if case.case_id not in done]
-    return [_plan_case(case, by_name[case.kernel], device, ceilings, phases) for case in todo]
+    stopping = Stopping().of_each(visits)
+    planned = []
+    for case in suite.cases(kernels, device.type):
+        left = tuple(visit for visit in range(visits) if visit not in (done or {}).get(case.case_id, ()))
+        if left:
+            item = _plan_case(case, by_name[case.kernel], device, ceilings, phases)
+            planned.append(replace(item, visits=left[:1] if item.reason else left, stopping=stopping))
+    return planned
 
 
 def _plan_case(case: Case, kernel: Kernel, device: Device, ceilings: Ceilings, phases: bool) -> PlannedCase:
@@ -86,7 +108,7 @@ def _plan_case(case: Case, kernel: Kernel, device: Device, ceilings: Ceilings, p
     apart = phases and kernel.phases is not None and not decoding
     own, shared = _own_bytes(case, kernel), _input_bytes(case) + gate.memory_bytes(case)
     kept = decoding.sequence_bytes(case) if decoding else None
-    return PlannedCase(case, kernel, None, launches, call_seconds, own + shared, own, apart, kept)
+    return PlannedCase(case, kernel, None, launches, call_seconds, own + shared, own, apart, sequence_bytes=kept)
 
 
 def _own_bytes(case: Case, kernel: Kernel) -> int:

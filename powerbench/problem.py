@@ -46,11 +46,6 @@ class Problem(msgspec.Struct, frozen=True):
         return ITEMSIZE[self.dtype]
 
     @property
-    def causal_pairs(self) -> int:
-        """Query-key pairs with key <= query, over batch and query heads: B * H * T (T + 1) / 2."""
-        return self.batch * self.heads * self.seqlen * (self.seqlen + 1) // 2
-
-    @property
     def q_bytes(self) -> int:
         """Bytes of q (and of dq)."""
         return self.tokens * self.heads * self.head_dim * self.itemsize
@@ -86,18 +81,28 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Params(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A kernel's own parameters. None: this kernel has no such parameter, or (before `resolve`) it chooses itself."""
+    """A kernel's own parameters. None: this kernel has no such parameter, or (before `resolve`) it chooses itself.
+
+    `window`: keys that a query of sliding-window attention sees, its own included. Beside it, `p` is the degree of the
+    power attention whose state the window's keys and values equal in size, and no degree of the kernel itself.
+    """
 
     p: int | None = None
     d_tile: int | None = None
     chunk_size: int | None = None
+    window: int | None = None
+
+    @property
+    def degree(self) -> int:
+        """The power that scores are raised to; 1 where they are not."""
+        return (self.p or 1) if self.window is None else 1
 
     @property
     def label(self) -> str:
         """Short and stable, for example `p2-dt16-c512`; `-` when there are none."""
         parts = [
             f"{short}{value}"
-            for short, value in (("p", self.p), ("dt", self.d_tile), ("c", self.chunk_size))
+            for short, value in (("p", self.p), ("dt", self.d_tile), ("c", self.chunk_size), ("w", self.window))
             if value is not None
         ]
         return "-".join(parts) or "-"

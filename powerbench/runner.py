@@ -1,8 +1,9 @@
 """Runs a sweep: asks a measuring process for one thing after the other, and turns its answers into measurements.
 
-The contestants of a problem in one pass are opened first (gated, warmed up), then sampled in turns, round by round, so
-that drift hits all alike, until each has met its stopping rule. What happens in the process is `powerbench.bench`, the
-process itself `powerbench.worker`; the decisions are here.
+A sweep makes several rounds of visits. In each, the contestants of a problem in one pass are opened first (gated and
+warmed up), then sampled in turns, so that drift hits all alike, until each has met its stopping rule; the next visit
+comes when all other problems have had theirs. What happens in the process is `powerbench.bench`, the process itself
+`powerbench.worker`; the decisions are here.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Observer(Protocol):
     def started(self, planned: PlannedCase) -> None:
         """The case is about to run."""
 
-    def finished(self, planned: PlannedCase, measurement: Measurement) -> None:
-        """The case has been measured, refused or lost."""
+    def finished(self, planned: PlannedCase, measurement: Measurement, visit: int) -> None:
+        """The case has been measured in this visit, or refused or lost."""
 
 
 class Host(Protocol):
@@ -59,27 +60,43 @@ def run(
     timeout_s: float | None = None,
     stopping: Stopping | None = None,
 ) -> Generator[Measurement, None, None]:
-    """Measure the planned cases; a failure of one is its row, not the end. Each is yielded the moment it is complete.
+    """Measure the planned cases; a failure of one is its row, not the end. Each visit is yielded when it is complete.
 
-    `hire` starts a measuring process. `timed` False gates for correctness only. `timeout_s` is for the whole of one
-    case. Raises DeviceLostError when nothing more can be measured. Close the iterator (`contextlib.closing`): the
-    measuring process ends with it.
+    A case that failed is not visited again. `hire` starts a measuring process. `timed` False gates for correctness
+    only. `timeout_s` is for one visit of a case; `stopping` is in the place of each case's own rule. Raises
+    DeviceLostError when nothing more can be measured. Close the iterator (`contextlib.closing`): the measuring process
+    ends with it.
     """
-    sweep = _Sweep(hire, observer, timed, timeout_s, stopping or Stopping())
+    sweep = _Sweep(hire, observer, timed, timeout_s, stopping)
+    left = _by_pass(planned)
     try:
-        for _, items in groupby(_by_pass(planned), key=lambda item: (item.case.problem, item.case.pass_)):
-            fit = []
-            for item in items:
-                refused = _refused(item, device)
-                if refused:
-                    observer.started(item)
-                    observer.finished(item, refused)
-                    yield refused
-                else:
-                    fit.append(item)
-            yield from _contest(sweep, fit, device)
+        for visit in sorted({visit for item in planned for visit in item.visits}):
+            sweep.visit = visit
+            todo = [item for item in left if visit in item.visits]
+            for _, items in groupby(todo, key=lambda item: (item.case.problem, item.case.pass_)):
+                for item, measurement in _visit(sweep, list(items), device):
+                    if measurement.status != "ok":
+                        left.remove(item)
+                    observer.finished(item, measurement, visit)
+                    yield measurement
     finally:
         sweep.dismiss()
+
+
+Finished = tuple[PlannedCase, Measurement]
+
+
+def _visit(sweep: _Sweep, items: Sequence[PlannedCase], device: Device) -> Iterator[Finished]:
+    """All contestants of a problem in one pass."""
+    fit = []
+    for item in items:
+        refused = _refused(item, device)
+        if refused:
+            sweep.observer.started(item)
+            yield item, refused
+        else:
+            fit.append(item)
+    yield from _contest(sweep, fit, device)
 
 
 def _by_pass(planned: Sequence[PlannedCase]) -> list[PlannedCase]:
@@ -103,7 +120,7 @@ def _refused(item: PlannedCase, device: Device) -> Measurement | None:
     return Measurement(case=item.case, status="oom", message=message, launches=item.launches)
 
 
-def _contest(sweep: _Sweep, items: Sequence[PlannedCase], device: Device) -> Iterator[Measurement]:
+def _contest(sweep: _Sweep, items: Sequence[PlannedCase], device: Device) -> Iterator[Finished]:
     """All contestants in turns if they fit into memory together, else one after the other."""
     together = sum(item.own_bytes for item in items)
     together += max((item.memory_bytes - item.own_bytes for item in items), default=0)
@@ -150,10 +167,11 @@ class _Sweep:
     observer: Observer
     timed: bool
     timeout_s: float | None
-    stopping: Stopping
+    stopping: Stopping | None  # None: each case's own
+    visit: int = 0
     host: Host | None = None
 
-    def rounds(self, items: Sequence[PlannedCase], order: str) -> Iterator[Measurement]:
+    def rounds(self, items: Sequence[PlannedCase], order: str) -> Iterator[Finished]:
         """Open each, then take turns until all are complete. Those that lose their process to another begin again."""
         waiting = deque(_Entry(item, order) for item in items)
         live: list[_Entry] = []
@@ -165,8 +183,7 @@ class _Sweep:
                 measurement = self._step(entry)
                 if measurement:
                     live.remove(entry)
-                    self.observer.finished(entry.item, measurement)
-                    yield measurement
+                    yield entry.item, measurement
                 if self.host is None:
                     waiting.extend(other.again() for other in live)  # after those that were not tried yet
                     live.clear()
@@ -196,20 +213,21 @@ class _Sweep:
                 return opened
             entry.opened = opened
             return None if self.timed else _complete(entry, opened)
-        sampled = self._ask(entry, "sample", self.stopping.next_round(entry.samples_ms), Sampled)
+        stopping = self.stopping or entry.item.stopping
+        sampled = self._ask(entry, "sample", stopping.next_round(entry.samples_ms), Sampled)
         if isinstance(sampled, Fault):
             return sampled
-        taken = Round(len(sampled.ms), *sampled.state)
-        if self.stopping.retake(taken, entry.retaken):
+        taken = Round(len(sampled.ms), *sampled.state, visit=self.visit)
+        if stopping.retake(taken, entry.retaken):
             entry.retaken.append(taken)
-            time.sleep(self.stopping.pause_seconds)  # for the GPU to recover; the case's own time does not run
+            time.sleep(stopping.pause_seconds)  # for the GPU to recover; the case's own time does not run
             return None
         entry.rounds.append(taken)
         entry.samples_ms += sampled.ms
-        stop = self.stopping.reason(entry.samples_ms)
+        stop = stopping.reason(entry.samples_ms)
         if stop is None:
             return None
-        closed = self._ask(entry, "close", entry.item.phases, Closed)
+        closed = self._ask(entry, "close", entry.item.times_phases(self.visit), Closed)
         if isinstance(closed, Fault):
             return closed
         return _complete(
@@ -220,7 +238,8 @@ class _Sweep:
     def _ask(self, entry: _Entry, verb: str, argument: int | bool, kind: type[R]) -> R | Fault:
         if self.host is None:
             self.host = self.hire()
-        limit = self.timeout_s or TIMEOUT_SECONDS + TIMEOUT_FACTOR * entry.item.total_seconds
+        predicted, tuning = entry.item.visit_seconds(self.visit), entry.item.kernel.tuning_seconds
+        limit = self.timeout_s or TIMEOUT_SECONDS + tuning + TIMEOUT_FACTOR * predicted
         start = time.monotonic()
         reply = self.host.ask(verb, entry.item.case, argument, max(0.0, limit - entry.spent_s))
         entry.spent_s += time.monotonic() - start

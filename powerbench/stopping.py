@@ -7,8 +7,9 @@ taken between two of the samples themselves, and half its width over 1.96 stands
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from powerbench.results.model import Round
@@ -19,6 +20,7 @@ StopReason = Literal["precise", "time", "samples"]  # the precision, or which of
 ROUND_SECONDS = 0.05  # a turn of one contestant: long against changing over, short against drift
 ROUND_SAMPLES = 25
 NORMAL_95 = 1.96
+VISITS = 5  # four degrees of freedom for what differs between visits; with three the interval is nearly twice as wide
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Stopping:
 
     Of calls longer than `slow_seconds`, `slow_samples` are enough. `precision` is the relative standard error of the
     median, of 1. `max_samples` also ends calls so short that `min_seconds` would take tens of thousands. A round of
-    samples taken while the GPU was slowed down is taken again, up to `max_retakes` times a case, `pause_seconds` later.
+    samples taken while the GPU was slowed down is taken again, up to `max_retakes` times, `pause_seconds` later.
     """
 
     min_samples: int = 10
@@ -39,6 +41,22 @@ class Stopping:
     max_samples: int = 1000
     max_retakes: int = 5
     pause_seconds: float = 0.5
+
+    def of_each(self, visits: int) -> Stopping:
+        """The rule for each of several visits, so that they take as long together as one by this rule.
+
+        The standard error that each may have is larger by the square root: their mean is what has to be precise.
+        """
+        return replace(
+            self,
+            min_samples=math.ceil(self.min_samples / visits),
+            slow_samples=math.ceil(self.slow_samples / visits),
+            min_seconds=self.min_seconds / visits,
+            precision=self.precision * math.sqrt(visits),
+            max_seconds=self.max_seconds / visits,
+            max_samples=math.ceil(self.max_samples / visits),
+            max_retakes=math.ceil(self.max_retakes / visits),
+        )
 
     def reason(self, samples_ms: Sequence[float]) -> StopReason | None:
         """Why these samples (in ms, of single calls) are enough; None: go on."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from powerbench.refine import LIMIT
 from powerbench.results.model import Measurement
 from powerbench.roofline import ABOVE_ROOF_TOLERANCE
 
@@ -58,7 +61,7 @@ class Watcher:
 
     def __init__(self, planned: Sequence[PlannedCase], console: Console) -> None:
         self.console = console
-        self.total = len(planned)
+        self.total = sum(len(item.visits) for item in planned)
         self.count = 0
         self.predicted_left = sum(item.total_seconds for item in planned)
         self.predicted_done = 0.0
@@ -86,12 +89,14 @@ class Watcher:
         """Names the case in flight."""
         self.progress.update(self.task, description=planned.case.case_id)
 
-    def finished(self, planned: PlannedCase, measurement: Measurement) -> None:
-        """Counts the case; without a terminal, prints its line."""
-        self.count += 1
-        self.predicted_left -= planned.total_seconds  # sums of floats: may end a hair below zero
-        self.predicted_done += planned.total_seconds
-        self.progress.update(self.task, advance=1, eta=self.eta())
+    def finished(self, planned: PlannedCase, measurement: Measurement, visit: int) -> None:
+        """Counts the visit, or all that are left to a case that failed; without a terminal, prints its line."""
+        over = [visit] if measurement.status == "ok" else [other for other in planned.visits if other >= visit]
+        seconds = sum(planned.visit_seconds(one) for one in over)
+        self.count += len(over)
+        self.predicted_left -= seconds  # sums of floats: may end a hair below zero
+        self.predicted_done += seconds
+        self.progress.update(self.task, advance=len(over), eta=self.eta())
         if not self.console.is_terminal:
             result = outcome(measurement, planned.floor_seconds * 1e3)
             line = f"[{self.count}/{self.total}] {measurement.case_id}: {result} (ETA {self.eta()})"
@@ -115,3 +120,17 @@ def print_plan(planned: Sequence[PlannedCase], console: Console) -> None:
     skipped = sum(item.reason is not None for item in planned)
     total = duration(sum(item.total_seconds for item in planned))
     console.print(f"{len(planned) - skipped} to measure in about {total}, {skipped} skipped.", highlight=False)
+
+
+def refining_text(planned: Sequence[PlannedCase]) -> str:
+    """What --refine may add to a plan, as if it went to its limit at the context that takes longest."""
+    seconds: dict[object, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    for item in planned:
+        problem = item.case.problem
+        setting = msgspec.structs.replace(problem, seqlen=0, batch=0)
+        seconds[setting, item.case.pass_][problem.seqlen] += item.total_seconds
+    most = sum(LIMIT * max(contexts.values()) for contexts in seconds.values())
+    return (
+        f"--refine: then up to {LIMIT} contexts more around the crossings of each setting, "
+        f"at most about {duration(most)}"
+    )

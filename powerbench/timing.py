@@ -9,7 +9,7 @@ A sample is one call. `Mode` says between what:
 
 Before each sample by graph or events one thread of the device spins: long enough for the host to enqueue the call, and
 for half as long as the call takes (`spin_ms`). Back to back, products at full rate run into the power limit within some
-milliseconds, and clocks then wander by several per cent from sample to sample; after a rest they do not.
+milliseconds, and clocks then wander by several per cent; a device that rests in between stays further from it.
 
 With a `cold` L2 the device overwrites its cache with a buffer of several times its size before each sample, outside
 the clock; with a `hot` one it does not. The caches of a CPU are left as they are.
@@ -95,7 +95,7 @@ def timer(make: Callable[[], Call], device: torch.device, method: Method) -> Tim
 
 
 def _device_timer(name: str, call: Call, device: torch.device, l2: L2, reason: str | None = None) -> Timer:
-    cycles = int(_measured_spin_ms(call, device) * SPIN_CYCLES_PER_MS)
+    cycles = spin_cycles(call, device)
     return Timer(name, lambda: _events_ms(call, device, l2, cycles), call, reason)
 
 
@@ -104,13 +104,14 @@ def spin_ms(enqueue_ms: float, whole_ms: float) -> float:
     return max(MIN_SPIN_MS, min(MAX_SPIN_MS, max(2 * enqueue_ms, REST * whole_ms)))
 
 
-def _measured_spin_ms(call: Call, device: torch.device) -> float:
+def spin_cycles(call: Call, device: torch.device) -> int:
+    """The same in cycles of `torch.cuda._sleep`, for a call that is timed once for it."""
     torch.cuda.synchronize(device)
     start = time.perf_counter_ns()
     call()
     enqueued = time.perf_counter_ns()
     torch.cuda.synchronize(device)
-    return spin_ms((enqueued - start) / 1e6, (time.perf_counter_ns() - start) / 1e6)
+    return int(spin_ms((enqueued - start) / 1e6, (time.perf_counter_ns() - start) / 1e6) * SPIN_CYCLES_PER_MS)
 
 
 def _first_cause(error: BaseException) -> str:
@@ -121,9 +122,19 @@ def _first_cause(error: BaseException) -> str:
 
 
 def wall_beside(call: Call, device: torch.device, l2: L2) -> tuple[float, ...]:
-    """Wall ms of a few calls, to hold against the device times; fewer where one takes a second."""
-    first = _wall_ms(call, device, l2)
-    return (first, *(_wall_ms(call, device, l2) for _ in range(WALL_SAMPLES - 1 if first < 1e3 else 0)))
+    """Wall ms of a few calls, to hold against the device times; fewer where one takes a second.
+
+    Each on a device as rested as for those: else a call at its power limit would pass for one that waits for the host.
+    """
+    cycles = spin_cycles(call, device) if device.type == "cuda" else 0
+
+    def sample() -> float:
+        if cycles:
+            torch.cuda._sleep(cycles)
+        return _wall_ms(call, device, l2)
+
+    first = sample()
+    return (first, *(sample() for _ in range(WALL_SAMPLES - 1 if first < 1e3 else 0)))
 
 
 def _capture(make: Callable[[], Call], device: torch.device) -> Call:

@@ -52,6 +52,7 @@ class Browser:
         self._buffer = b""
         self._count = 0
         self._session: str | None = None
+        self._width = 0
         self.events: list[dict[str, Any]] = []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -85,8 +86,12 @@ class Browser:
     def open(
         self, path: Path, width: int = 1280, height: int = 800, *, dark: bool = False, scripts: bool = True
     ) -> None:
-        """Load a file at a width, until its figures are drawn."""
+        """Load a file at a width, until its figures are drawn; the screen is then as high as the page.
+
+        Figures are drawn when they come near the screen: so are all of those in open settings.
+        """
         self.events.clear()
+        self._width = width
         phone = width < 600
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         self.send("Emulation.setTouchEmulationEnabled", enabled=phone)
@@ -94,15 +99,29 @@ class Browser:
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.send("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.send("Page.navigate", url=path.absolute().as_uri())
-        self._wait("document.readyState === 'complete'")
+        self.wait_for("document.readyState === 'complete'")
         if scripts:
+            self.wait_for("!document.getElementById('payload') || document.documentElement.dataset.ready")
             self.wait_for_figures()
 
     def wait_for_figures(self) -> None:
-        """Until every figure of every open setting has its SVG."""
-        self._wait("[...document.querySelectorAll('details[open] .chart')].every(p => p.querySelector('.main-svg'))")
+        """Until every figure that is not in something closed has its SVG, on a screen as high as the page."""
+        closed = "p.parentElement.closest('details:not([open])')"
+        done = f"[...document.querySelectorAll('.chart')].every(p => {closed} || p.querySelector('.main-svg'))"
+        end = time.monotonic() + 30
+        while not self.value(done):  # the page grows while they are drawn
+            if time.monotonic() > end:
+                raise TimeoutError("not all figures are drawn")
+            self._set_height(self.value("document.documentElement.scrollHeight"))
+            time.sleep(0.1)
+        self._set_height(self.value("document.documentElement.scrollHeight"))
 
-    def _wait(self, condition: str, seconds: float = 30) -> None:
+    def _set_height(self, height: int) -> None:
+        metrics = {"width": self._width, "height": height, "deviceScaleFactor": 1, "mobile": self._width < 600}
+        self.send("Emulation.setDeviceMetricsOverride", **metrics)
+
+    def wait_for(self, condition: str, seconds: float = 30) -> None:
+        """Until a JavaScript expression is true. Raises TimeoutError."""
         end = time.monotonic() + seconds
         while not self.value(condition):
             if time.monotonic() > end:

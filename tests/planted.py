@@ -53,7 +53,7 @@ def _writes_nothing(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: to
     return torch.empty_like(q)
 
 
-def _sleeps(*tensors: torch.Tensor) -> torch.Tensor:
+def sleeps(*tensors: torch.Tensor) -> torch.Tensor:
     time.sleep(SLEEP_SECONDS)
     return softmax(*tensors)
 
@@ -69,7 +69,7 @@ class _Counting:
         return softmax(*tensors) if self.left > 0 else _aborts()
 
 
-class _Caching:
+class Caching:
     """Computes once, and returns that ever after."""
 
     def __init__(self) -> None:
@@ -92,9 +92,9 @@ def kernels() -> Mapping[str, Kernel]:
         fake("segfaults", _reads_where_it_must_not),
         fake("wrong", _wrong),
         fake("writes-nothing", _writes_nothing),
-        fake("caches", prepare=lambda case: _Caching()),
+        fake("caches", prepare=lambda case: Caching()),
         fake("aborts-later", prepare=lambda case: _Counting(8)),
-        fake("sleeps", _sleeps),
+        fake("sleeps", sleeps),
         fake("last"),
     ]
     return {kernel.name: kernel for kernel in table}

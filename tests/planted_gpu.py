@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import torch
@@ -11,8 +10,8 @@ import triton.language as tl
 
 from powerbench.kernels.kernel import Kernel
 from tests.fakes import fake, softmax
+from tests.planted import Caching, sleeps
 
-SLEEP_SECONDS = 0.02
 TWO_MINUTES = 240 * 10**9  # cycles, at about 2 GHz
 
 
@@ -39,26 +38,10 @@ def _hangs(q: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
     return softmax(q, *rest)
 
 
-def _sleeps(*tensors: torch.Tensor) -> torch.Tensor:
-    time.sleep(SLEEP_SECONDS)
-    return softmax(*tensors)
-
-
 def _looks(*tensors: torch.Tensor) -> torch.Tensor:
     y = softmax(*tensors)
     assert float(y.abs().max()) >= 0  # a host that waits for the device cannot be captured
     return y
-
-
-class _Caching:
-    """Computes once, and returns that ever after."""
-
-    def __init__(self) -> None:
-        self.y: torch.Tensor | None = None
-
-    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
-        self.y = softmax(*tensors) if self.y is None else self.y
-        return self.y
 
 
 def kernels() -> Mapping[str, Kernel]:
@@ -69,9 +52,9 @@ def kernels() -> Mapping[str, Kernel]:
         fake("strikes", _strikes),
         fake("asserts", _asserts),
         fake("hangs", _hangs),
-        fake("sleeps", _sleeps),
+        fake("sleeps", sleeps),
         fake("looks", _looks),
-        fake("caches", prepare=lambda case: _Caching()),
+        fake("caches", prepare=lambda case: Caching()),
         fake("last"),
     ]
     return {kernel.name: kernel for kernel in table}

@@ -249,6 +249,29 @@ def phases_run() -> Run:
     return run(found, header("NVIDIA H200", peak=7.9e14, bandwidth=4.1e12))
 
 
+def slower_run(base: Run) -> Run:
+    """`base` again with one case of power-triton half as slow again, and all others the same."""
+    again = []
+    for m in base.measurements:
+        slow = m.case_id.startswith("power-triton/p2-dt16-c1024/fwd/T2048-")
+        samples = tuple(1.5 * ms for ms in m.samples_ms) if slow else m.samples_ms
+        again.append(msgspec.structs.replace(m, samples_ms=samples))
+    return msgspec.structs.replace(base, path="out/slower.jsonl", measurements=tuple(again))
+
+
+def large_run(count: int) -> Run:
+    """`count` cases, 721 a head dimension: how large is the page, and how long does it take?"""
+    base = gpu_run(("fwd", "bwd", "fwd+bwd"))
+    found = []
+    for head_dim in range(16, 1024, 16):
+        for m in base.measurements:
+            problem_ = msgspec.structs.replace(m.case.problem, head_dim=head_dim, value_dim=head_dim)
+            found.append(msgspec.structs.replace(m, case=msgspec.structs.replace(m.case, problem=problem_)))
+        if len(found) >= count:
+            break
+    return run(found[:count], base.header)
+
+
 BUSY = "the GPU is in use: 2 other processes on it (71, 72)"
 
 

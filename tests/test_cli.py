@@ -68,11 +68,14 @@ def test_the_run_file_holds_raw_samples_and_what_made_them(swept):
     assert header["command"].endswith("sweep --p 2 --ctx 64,128,256 --head-dim 16 --device cpu -o run.jsonl")
     assert header["ceilings"]["matmul_flops_per_s"]["fp32"] > 1e9
     assert {row["status"] for row in rows} == {"ok"}
-    assert all(len(row["samples_ms"]) >= 10 and row["error"] < row["tolerance"] for row in rows)
+    assert all(len(row["samples_ms"]) >= 2 and row["error"] < row["tolerance"] for row in rows)
     assert {row["timer"] for row in rows} == {"wall"}
     assert {row["order"] for row in rows} == {"interleaved"}
     assert {row["stop"] for row in rows} <= {"precise", "time", "samples"}
-    assert len(rows) == 9
+    assert [{one.get("visit", 0) for one in row["rounds"]} for row in rows] == [{i // 9} for i in range(45)]
+    for case in load(folder / "run.jsonl").measurements:
+        assert len(case.visits) == 5
+        assert len(case.samples_ms) >= 10
 
 
 @pytest.mark.parametrize("format_", ["table", "csv", "json", "markdown"])
@@ -132,20 +135,25 @@ def test_a_killed_sweep_resumes_to_the_uninterrupted_plan(swept, tmp_path, how):
         time.sleep(0.01)
     process.send_signal(how)
     _, stderr = process.communicate(timeout=60)
-    kept = path.read_bytes().count(b"\n") - 1
-    assert 3 <= kept < 9, "the sweep must be cut off half way for this test to mean anything"
+    kept = path.read_bytes()
+    assert 3 <= kept.count(b"\n") - 1 < 45, "the sweep must be cut off half way for this test to mean anything"
+    complete = sum(len(case.visits) == 5 for case in load(path).measurements)
     if how is signal.SIGINT:
         assert process.returncode == 130
-        assert f"interrupted: {kept} of 9 cases are in run.jsonl" in stderr.decode()
+        assert f"interrupted: {complete} of 9 cases are complete in run.jsonl" in stderr.decode()
         assert "Traceback" not in stderr.decode()
     with path.open("ab") as file:  # as if killed in the middle of a line
         file.write(b'{"type":"measurement","case":{"prob')
     resumed = powerbench("sweep", *SMALL, "-o", "run.jsonl", "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"{9 - kept} cases" in resumed.stderr
-    ids = case_ids(path)
-    assert sorted(ids) == sorted(case_ids(folder / "run.jsonl"))  # within a problem, in the order they became precise
-    assert len(ids) == len(set(ids)) == sum(line["type"] == "measurement" for line in lines(path))
+    assert f"{9 - complete} cases" in resumed.stderr
+    assert path.read_bytes().startswith(kept)
+    assert sorted(case_ids(path)) == sorted(
+        case_ids(folder / "run.jsonl")
+    )  # of a problem in the order of becoming precise
+    run = load(path)
+    assert not run.warnings  # among them that something was measured twice
+    assert [len(case.visits) for case in run.measurements] == [5] * 9
 
 
 def test_a_truncated_file_loads_with_a_warning(swept, tmp_path):
@@ -155,7 +163,7 @@ def test_a_truncated_file_loads_with_a_warning(swept, tmp_path):
     (tmp_path / "cut.jsonl").write_bytes(whole[:-40])
     done = powerbench("show", "cut.jsonl", "--format", "json", cwd=tmp_path)
     assert done.returncode == 0
-    assert len(json.loads(done.stdout)) == 8
+    assert sorted(record["visits"] for record in json.loads(done.stdout)) == [4] + [5] * 8
     assert "powerbench: warning: " in done.stderr
 
 
@@ -198,7 +206,10 @@ def test_phases_from_sweep_to_page(theirs, tmp_path):
     assert "2 of 3 phases" in done.stderr
     for words in ("whole call", "failed: weights of theirs-in-phases at 64, 128: RuntimeError: no such luck"):
         assert words in " ".join(done.stdout.split())
-    rows = [line for line in lines(tmp_path / "run.jsonl") if line["type"] == "measurement"]
+    written = [line for line in lines(tmp_path / "run.jsonl") if line["type"] == "measurement"]
+    assert len(written) == 20
+    assert not any("phases" in row for row in written[4:])  # in the first visit only
+    rows = written[:4]
     for row in rows:
         phases = {phase["name"]: phase for phase in row.get("phases", ())}
         if row["case"]["kernel"] == "sdpa-cpu":
@@ -207,13 +218,12 @@ def test_phases_from_sweep_to_page(theirs, tmp_path):
         assert list(phases) == ["scores", "weights", "sum"]
         assert phases["weights"] == {"name": "weights", "message": "RuntimeError: no such luck"}
         assert len(phases["sum"]["samples_ms"]) >= 5
-    assert len(rows) == 4
     # what is read needs neither the other package nor its kernels
     shown = powerbench("show", "run.jsonl", "--phases", "--format", "json", cwd=tmp_path)
     assert [record["phase"] for record in json.loads(shown.stdout)] == ["scores", "weights", "sum"] * 2
     report = powerbench("report", "run.jsonl", "-o", "page.html", cwd=tmp_path)
     assert report.returncode == 0, report.stderr
-    assert "Time by phase: theirs-in-phases" in (tmp_path / "page.html").read_text()
+    assert "Time by phase against context: theirs-in-phases" in (tmp_path / "page.html").read_text()
 
 
 def test_resume_with_phases_measures_nothing_twice_and_says_so(theirs, tmp_path):
@@ -312,6 +322,8 @@ def test_a_sweep_where_nothing_can_run_exits_1(tmp_path):
             "--phases: no selected kernel (sdpa-cpu, ",
         ),
         (["show", "junk.jsonl", "--phases"], "--phases goes with --format csv or json"),
+        (["show", "junk.jsonl", "--phases", "--crossovers", "--format", "csv"], "--phases and --crossovers exclude"),
+        (["sweep", "--refine", "--ctx", "1k", "--device", "cpu"], "--refine: --ctx has to name at least two contexts"),
         (["sweep", "--frobnicate"], "No such option"),
         (["sweep", "-o", "folder/"], "folder"),
         (["sweep", "-o", "empty.jsonl/run.jsonl"], "empty.jsonl/run.jsonl"),
@@ -336,7 +348,7 @@ def test_bad_input_is_one_line_and_exit_2(tmp_path, args, message):
     before = {path: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
     done = powerbench(*args, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
-    error = [line for line in done.stderr.splitlines() if not line.startswith("measuring the ceilings")]
+    error = done.stderr.splitlines()
     assert len(error) == 1, done.stderr
     assert error[0].startswith("powerbench: error: ")
     assert message in error[0]
@@ -359,6 +371,7 @@ def test_list_kernels_and_suites(tmp_path):
     assert "not installed" in kernels.stdout
     suites = powerbench("list", "suites", cwd=tmp_path)
     assert "smoke" in suites.stdout
+    assert "About 7 min on an H200" in suites.stdout
 
 
 def test_ceilings(tmp_path):
@@ -395,4 +408,5 @@ def test_the_reader_of_a_pipe_may_leave(swept):
     folder, _ = swept
     shell = f"{' '.join(map(repr, command('show', 'run.jsonl', '--format', 'csv')))} | head -n 1"
     done = subprocess.run(["bash", "-c", shell], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.stderr == ""
+    said = [line for line in done.stderr.splitlines() if "the CPU" not in line]  # what the run says of a busy machine
+    assert said == []

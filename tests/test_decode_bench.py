@@ -36,7 +36,7 @@ H200 = Problem(64, 65536, 8, 8, 64, 64, "bf16", True)  # the main problem
 class Silent:
     def started(self, planned): ...
 
-    def finished(self, planned, measurement): ...
+    def finished(self, planned, measurement, visit): ...
 
 
 def measure(*kernels, suite=SUITE):
@@ -47,8 +47,6 @@ def measure(*kernels, suite=SUITE):
 
 def decoding(decoder, **changes):
     fields = {
-        "resolve": lambda problem, params, device_type: Params(),
-        "unsupported": lambda case, device_type: None,
         "prepare": lambda case, inputs: decoder(inputs),
         "launches": lambda case: (Launch("step", Cost(1000, 2000, 500)),),
         "sequence_bytes": lambda case: 123,

@@ -7,7 +7,8 @@ import runs
 
 from powerbench.cost import Cost, Launch
 from powerbench.problem import Case, Params, Problem
-from powerbench.reports.decoding import COLUMNS, batch_crossovers, decode_rows, sentences
+from powerbench.reports.decoding import COLUMNS, batch_crossovers, decode_tables
+from powerbench.reports.page import page
 from powerbench.results.model import Measurement
 
 
@@ -33,8 +34,13 @@ RUN = runs.run(
 )  # fmt: skip
 
 
+def decode_rows(memory_bytes=None):
+    (table,) = decode_tables(RUN, memory_bytes)
+    return table.rows
+
+
 def test_only_decode_rows_in_order():
-    found = decode_rows(RUN)
+    found = decode_rows()
     assert [(one.row.ctx, one.row.batch) for one in found] == [(1024, 1)] * 3 + [(1024, 16)] * 3 + [(65536, 16)] * 2
     assert [one.label for one in found[3:6]] == [
         "power-triton, p = 2, window 64", "power-triton, p = 2, plain", "sdpa-cudnn",
@@ -42,7 +48,7 @@ def test_only_decode_rows_in_order():
 
 
 def test_memory_and_bandwidth():
-    first = next(one for one in decode_rows(RUN, memory_bytes=10_000_000) if one.row.ctx == 65536)
+    first = next(one for one in decode_rows(memory_bytes=10_000_000) if one.row.ctx == 65536)
     assert first.largest_batch == 2
     rate = 1000 / 0.04e-3
     assert first.row.gb_per_s == pytest.approx(rate / 1e9)
@@ -56,15 +62,27 @@ def test_memory_and_bandwidth():
 
 def test_crossover_in_batch():
     """At 1k power attention is half as fast at batch 1 and four times as fast at 16: level at 16^(1/3)."""
-    between = batch_crossovers(decode_rows(RUN), 2)
-    assert between[1024].at == (pytest.approx(16 ** (1 / 3)),)
+    between = batch_crossovers(decode_rows(), 2)
+    (crossing,) = between[1024].crossings
+    assert crossing.at == pytest.approx(16 ** (1 / 3), rel=1e-3)
     assert between[65536].speedup == pytest.approx(20)
-    assert batch_crossovers(decode_rows(RUN), 3) == {}
+    assert batch_crossovers(decode_rows(), 3) == {}
 
 
 def test_sentences():
-    assert sentences(decode_rows(RUN), 2) == [
-        "At context 1k at batch 16 power attention (p = 2) is 4.0x faster than softmax attention; the lead changes at "
-        "batch 2.52.",
-        "At context 64k at batch 16 power attention (p = 2) is 20.0x faster than softmax attention.",
+    (table,) = decode_tables(RUN)
+    assert table.name == "Decoding, fp32, d = 64, 8 heads, gated"
+    assert table.sentences == [
+        "At context 1k and batch 16 power attention (p = 2) is 4.0x faster than softmax attention; the lead changes at "
+        "batch 2.52 (1.00..16.00).",
+        "At context 64k and batch 16 power attention (p = 2) is 20.0x faster than softmax attention.",
     ]
+
+
+def test_the_page_has_a_section_of_decoding():
+    text = page([RUN])
+    section = text.split('id="run1-decoding">')[1].split("</section>")[0]
+    assert "faster than softmax attention; the lead changes at batch" in section
+    assert "power-triton, p = 2, plain" in section
+    assert section.count("<tr>") == 1 + 8
+    assert 'id="run1-decoding"' not in page([runs.run([measured("sdpa-cudnn", 1024, 1, 0.1, pass_="fwd")])])

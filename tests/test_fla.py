@@ -15,6 +15,7 @@ from powerbench.kernels.kernel import Inputs
 from powerbench.problem import Case, Params, Problem
 
 KERNELS = {kernel.name: kernel for kernel in fla.FLA_KERNELS}
+LINEAR = ("fla-linear", "fla-simple-gla")
 
 
 def make_case(name, pass_="fwd", **changes):
@@ -81,7 +82,7 @@ def install(monkeypatch, **distributions):
     monkeypatch.setattr(packages, "version", version)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", LINEAR)
 def test_called_as_its_reference_expects(name, fake_fla, monkeypatch):
     install(monkeypatch, fla_core="0.6.0")
     kernel, case, inputs = KERNELS[name], make_case(name), make_inputs()
@@ -105,12 +106,12 @@ def test_gates_are_told(fake_fla):
     torch.testing.assert_close(y, want, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", LINEAR)
 def test_reasons(name, monkeypatch):
     kernel = KERNELS[name]
     assert kernel.unsupported(make_case(name), "cpu") == "needs a CUDA device"
     install(monkeypatch)
-    expected = "flash-linear-attention is not installed (pip install flash-linear-attention)"
+    expected = "flash-linear-attention is not installed (pip install powerbench[fla])"
     assert kernel.unsupported(make_case(name), "cuda") == expected
     assert kernel.version() is None
     install(monkeypatch, fla_core="0.6.0")
@@ -118,7 +119,7 @@ def test_reasons(name, monkeypatch):
     assert grouped == "no GQA: needs as many key heads as query heads, not 2 for 4"
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", LINEAR)
 def test_a_broken_install_is_a_reason(name, monkeypatch):
     install(monkeypatch, fla_core="0.6.0")
     monkeypatch.setitem(sys.modules, "fla", None)  # importing it raises
@@ -223,3 +224,60 @@ def test_bytes_and_workspace():
 
 def _launches(name):
     return KERNELS[name].launches(make_case(name, "fwd+bwd", dtype="bf16"))
+
+
+def based_case(pass_="fwd", **changes):
+    fields = {"batch": 2, "seqlen": 70, "heads": 3, "kv_heads": 3, "head_dim": 8, "value_dim": 20, "dtype": "bf16"}
+    return Case(Problem(**{**fields, "gated": True, **changes}), "based-fla", Params(), pass_)
+
+
+def test_based_is_the_taylor_polynomial():
+    """Against 1 + s + s^2 / 2 written as products of features, token by token."""
+    inputs = make_inputs()
+    q, k, v = inputs.q[..., :8] / 8**0.5, inputs.k[..., :8], inputs.v
+
+    def phi(x):
+        return torch.cat((torch.ones_like(x[..., :1]), x, (x[..., :, None] * x[..., None, :]).flatten(-2) / 2**0.5), -1)
+
+    state, norm, rows = 0, 0, []
+    for t in range(70):
+        state = state + phi(k[:, t])[..., :, None] * v[:, t, :, None, :]
+        norm = norm + phi(k[:, t])
+        rows.append(torch.einsum("bhr,bhre->bhe", phi(q[:, t]), state) / (phi(q[:, t]) * norm).sum(-1, keepdim=True))
+    problem = Inputs(inputs.q[..., :8], k, v, None, inputs.dy)
+    got = KERNELS["based-fla"].reference(based_case(), problem, torch.arange(70))
+    torch.testing.assert_close(got, torch.stack(rows, 1), rtol=1e-10, atol=1e-10)
+
+
+def test_based_is_called_with_its_defaults(fake_fla, monkeypatch):
+    """Which are scale 1 / sqrt(d) and use_norm."""
+    calls, module = [], types.ModuleType("fla.ops.based")
+    module.fused_chunk_based = lambda q, k, v: calls.append((q, k, v)) or v
+    monkeypatch.setitem(sys.modules, "fla.ops.based", module)
+    install(monkeypatch, fla_core="0.6.0")
+    kernel, inputs = KERNELS["based-fla"], make_inputs()
+    assert kernel.unsupported(based_case(), "cuda") is None
+    assert kernel.prepare(based_case())(inputs.q, inputs.k, inputs.v, inputs.log_g) is inputs.v
+    assert calls == [(inputs.q, inputs.k, inputs.v)]
+
+
+def test_based_reasons(monkeypatch):
+    kernel = KERNELS["based-fla"]
+    install(monkeypatch)
+    assert kernel.unsupported(based_case(), "cuda").startswith("flash-linear-attention is not installed")
+    install(monkeypatch, fla_core="0.6.0")
+    assert kernel.unsupported(based_case(head_dim=64), "cuda").startswith("head dimension 64 > 16")
+    assert kernel.unsupported(based_case(kv_heads=1), "cuda").startswith("no GQA")
+    monkeypatch.setitem(sys.modules, "fla", None)
+    assert kernel.unsupported(based_case(), "cuda").startswith("flash-linear-attention does not import")
+
+
+def test_based_ledger_by_hand():
+    """T = 70 in five chunks of 16, e = 20 in one block of 32; 8 + 36 rows are useful, 16 + 256 executed."""
+    forward, backward = KERNELS["based-fla"].launches(based_case("fwd+bwd"))
+    heads, pairs = 2 * 3, 4 * 136 + 21
+    assert forward.cost.useful_flops == heads * (4 * 44 * 20 * 70 + 2 * 28 * pairs)
+    of_state, scores, values = 2 * 272 * 32 * 80, 2 * 16 * 5 * 256, 2 * 32 * 5 * 256
+    assert forward.cost.executed_flops == heads * (2 * of_state + scores + values)
+    assert backward.cost.executed_flops == heads * (5 * of_state + 4 * scores + 3 * values)
+    assert backward.cost.useful_flops == 2 * forward.cost.useful_flops + heads * 2 * 8 * pairs

@@ -15,14 +15,14 @@ PACKAGE = ROOT / "powerbench"
 TORCH_FREE = [
     "powerbench", "powerbench.cli", "powerbench.problem", "powerbench.cost", "powerbench.roofline",
     "powerbench.datasheet", "powerbench.nvml", "powerbench.telemetry", "powerbench.spoilers",
-    "powerbench.crossover", "powerbench.stopping", "powerbench.suites",
-    "powerbench.results.model", "powerbench.results.store",
-    "powerbench.models", "powerbench.wsfr", "powerbench.reports.wsfr_choice", "powerbench.reports.wsfr_table",
-    "powerbench.reports.wsfr", "powerbench.reports.wsfr_static",
+    "powerbench.crossover", "powerbench.costmodel", "powerbench.refine", "powerbench.stopping", "powerbench.suites",
+    "powerbench.results.model", "powerbench.results.store", "powerbench.check.compare", "powerbench.check.gate",
+    "powerbench.check.outputs.write", "powerbench.models", "powerbench.wsfr", "powerbench.reports.wsfr_choice",
+    "powerbench.reports.wsfr_table", "powerbench.reports.wsfr",
     "powerbench.reports.frames", "powerbench.reports.show", "powerbench.reports.page", "powerbench.reports.static",
     "powerbench.kernels.power.feature_map", "powerbench.kernels.power.cost", "powerbench.kernels.power.choose",
-    "powerbench.kernels.power.triton_cost", "powerbench.kernels.power.decode_cost",
-    "powerbench.kernels.power.decode_tiling", "powerbench.reports.decoding",
+    "powerbench.kernels.power.triton_cost", "powerbench.kernels.power.state_size",
+    "powerbench.kernels.power.decode_cost", "powerbench.kernels.power.decode_tiling", "powerbench.reports.decoding",
 ]  # fmt: skip
 # Which parts of the package a part may import. `cli` and `session`, at the top, may import all.
 BASE = {"problem", "cost", "errors", "_version"}
@@ -31,8 +31,12 @@ ALLOWED = {
     "cost": set(),
     "errors": set(),
     "roofline": {"cost"},
-    "crossover": BASE,
-    "suites": BASE | {"kernels.kernel"},
+    "bootstrap": {"results"},
+    "interpolation": set(),
+    "crossover": BASE | {"bootstrap", "interpolation", "results"},
+    "costmodel": {"cost"},
+    "refine": BASE | {"reports", "suites", "crossover"},
+    "suites": BASE | {"kernels.kernel", "models"},
     "models": BASE | {"suites.grammar"},
     "wsfr": BASE | {"models", "crossover", "kernels.power.choose", "kernels.power.cost", "kernels.power.feature_map"},
     "nvml": set(),
@@ -40,7 +44,10 @@ ALLOWED = {
     "spoilers": {"nvml", "device"},
     "datasheet": {"roofline"},
     "results": BASE | {"roofline", "device", "nvml"},
-    "reports": BASE | {"results", "roofline", "crossover", "nvml", "datasheet", "models", "wsfr", "suites.grammar"},
+    "reports": BASE
+    | {"check", "results", "roofline", "bootstrap", "crossover", "costmodel", "nvml", "datasheet", "models", "wsfr"}
+    | {"suites.grammar", "kernels.power.feature_map", "kernels.power.state_size"},
+    "check": BASE | {"results", "roofline", "crossover", "stopping", "reports", "suites", "kernels", "session"},
     "stopping": BASE | {"results"},
     "timing": BASE,
     "kernels": BASE,
@@ -52,7 +59,8 @@ ALLOWED = {
     "plan": BASE | {"suites", "device", "kernels", "roofline", "stopping", "gate", "bench"},
     "worker": BASE | {"timing", "device", "results", "bench", "telemetry"},
     "runner": BASE | {"device", "results", "stopping", "bench", "plan", "worker"},
-    "terminal": BASE | {"results", "roofline", "plan"},
+    "terminal": BASE | {"results", "roofline", "plan", "refine"},
+    "listing": {"kernels"},
 }
 
 

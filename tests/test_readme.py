@@ -9,6 +9,7 @@ import pytest
 
 from powerbench.crossover import context_text
 from powerbench.reports.answers import answers
+from powerbench.reports.curves import groups, pairs
 from powerbench.reports.rows import rows
 from powerbench.reports.text import significant
 from powerbench.results.store import load
@@ -77,7 +78,7 @@ def test_readme_answers_are_the_run_files(name):
 
 def test_readme_crossover_at_head_dimension_128_is_the_run_file():
     forward = answers(load(ROOT / "results/h200/context-d128.jsonl"))[0].text
-    found = re.search(r"from (\S+) tokens on forward", " ".join(README.split()))[1]
+    found = re.search(r"from (\S+ \(\S+\)) tokens on forward", " ".join(README.split()))[1]
     assert f"beats softmax attention (flash-4) from {found} tokens on" in forward
 
 
@@ -86,3 +87,14 @@ def test_readme_speedups_at_64k_are_the_run_files():
     found = re.search(r"([0-9.]+x) faster than `scaled_dot_product_attention`\sin float32 and ([0-9.]+x)", README)
     assert f"is {found[1]} faster than softmax" in said["fp32"]
     assert f"is {found[2]} faster than softmax" in said["bf16"]
+
+
+def test_readme_quotes_the_refined_crossing():
+    (between,) = [one for _, _, one in _pairs("results/h200/refine-d128.jsonl")]
+    (crossing,) = between.crossings
+    assert crossing.width < 0.1
+    assert crossing.text in README
+
+
+def _pairs(path):
+    return [pair for group in groups(rows(load(ROOT / path))) for pair in pairs(group.curves)]

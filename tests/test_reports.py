@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from powerbench.problem import Params
-from powerbench.reports.answers import answers, crossover_table, gaps
+from powerbench.reports.answers import answers, gaps
+from powerbench.reports.crossovers import crossover_table
 from powerbench.reports.curves import groups
 from powerbench.reports.frames import tidy
 from powerbench.reports.page import page
@@ -176,9 +177,9 @@ def test_the_answer():
     (answer,) = answers(runs.cpu_run())
     assert answer.text == (
         "Forward, fp32, d = 64: Power attention (p = 2, power-torch) beats softmax attention (sdpa-cpu) from 5.0k "
-        "tokens on; at 16k it is 3.2x faster. It does not beat linear attention (linear-torch, p = 1) within 1k..16k; "
-        "at 16k it is 20.0x slower. At 16k sdpa-cpu comes nearest to this machine's roof, at 42 %; power-torch, p = 2 "
-        "reaches 22 %."
+        "(4.9k..5.1k) tokens on; at 16k it is 3.2x faster. It does not beat linear attention (linear-torch, p = 1) "
+        "within 1k..16k; at 16k it is 20.0x slower. At 16k sdpa-cpu comes nearest to this machine's roof, at 42 %; "
+        "power-torch, p = 2 reaches 22 %."
     )
 
 
@@ -204,9 +205,13 @@ def _two(times, other, **options):
     [
         ([1, 1, 1], [2, 3, 4], "beats {} at every measured context (1k..4k); at 4k it is 4.0x faster."),
         ([2, 3, 4], [1, 1, 1], "does not beat {} within 1k..4k; at 4k it is 4.0x slower."),
-        ([1, 2, 4], [2, 2.1, 2], "beats {} only up to 2.1k tokens; at 4k it is 2.0x slower."),
-        ([1, 2, 1], [2, 1, 2], "changes places with {} at 1.4k, 2.8k tokens; at 4k it is 2.0x faster."),
-        ([2, 2, 2], [1, 1, 2.004], "draws level with {} at 4k, the largest context that both measured."),
+        ([1, 2, 4], [2, 2.1, 2], "beats {} only up to 2.10k (2.09k..2.11k) tokens; at 4k it is 2.0x slower."),
+        ([1, 2, 1], [2, 1, 2],
+         "changes places with {} at 1.2k (1k..1.4k), 3.3k (2.8k..4k) tokens; at 4k it is 2.0x faster."),
+        ([2, 2, 2], [1, 1, 2.004], "does not beat {} within 1k..4k; at 4k it is as fast within the noise."),
+        ([2, 2, 2], [2, 2.004, 2], "is as fast as {} within the noise at every measured context (1k..4k)."),
+        ([2, 2, 2], [1, 2, 1], "does not beat {} within 1k..4k, level at 2k; at 4k it is 2.0x slower."),
+        ([1, 1, 1], [2, 1, 2], "beats {} at every measured context (1k..4k), level at 2k; at 4k it is 2.0x faster."),
         ([2, 2, 2.004], [1, 1, 2], "does not beat {} within 1k..4k; at 4k it is as fast within the noise."),
     ],
 )  # fmt: skip
@@ -219,7 +224,7 @@ def test_sentences(times, other, sentence):
 def test_missing_sides_are_said():
     power = [runs.measurement("power-torch", ctx, 1.0, params=Params(2), flops=1e6) for ctx in (1024, 2048)]
     text = answers(runs.run(power))[0].text
-    assert "was not compared with softmax attention: none is in this run" in text
+    assert "softmax" not in text  # none was tried, so there is nothing to say
     failed = [runs.measurement("sdpa-cpu", ctx, None, status="oom", message="64 GiB wanted.") for ctx in (1024, 2048)]
     text = answers(runs.run(power + failed))[0].text
     assert "could not be compared with softmax attention" in text
@@ -232,8 +237,43 @@ def test_missing_sides_are_said():
         "No time to trust for power attention (p = 2): power-triton, p = 2: failed, no CUDA device was found." in text
     )
     text = answers(runs.run([elsewhere]))[0].text
-    assert text.startswith("Forward, fp32, d = 64: No power kernel is in this run.")
+    assert text.startswith("Forward, fp32, d = 64: At 4k sdpa-cpu is fastest, 0.994 ms. At 4k sdpa-cpu comes nearest")
+    failed = runs.measurement("sdpa-cpu", 1024, None, status="oom", message="64 GiB wanted")
+    text = answers(runs.run([failed]))[0].text
+    assert text.endswith("No time to trust for any contestant: sdpa-cpu: oom, 64 GiB wanted.")
     assert answers(runs.run([])) == []
+
+
+def _alone(*cases):
+    found = [runs.measurement("power-torch", ctx, ms, flops=1e6, noise=0.0, **own) for ctx, ms, own in cases]
+    return [answer.sentences for answer in answers(runs.run(found))]
+
+
+def test_a_contestant_without_rivals_has_its_time_said():
+    ((sentence,),) = _alone((1024, 3.0, {"params": Params(2)}), (2048, 4.0, {"params": Params(2)}))
+    assert sentence.startswith("Power attention (p = 2, power-torch) takes 4.00 ms at 2k, 512k tokens/s, ")
+    assert sentence.endswith("% of this machine's roof (memory bound).")
+
+
+def test_the_price_of_d_tile_and_chunk_is_said():
+    ((_, sentence),) = _alone(
+        *((2048, ms, {"params": Params(2, 8, chunk)}) for ms, chunk in ((5, 256), (4, 512), (9, 1024)))
+    )
+    assert sentence == (
+        "Of 3 choices of d_tile and chunk at 2k, d_tile = 8, chunk = 512 is the fastest; the next best takes 25 % "
+        "longer, the slowest 2.2 times as long."
+    )
+
+
+def test_what_a_degree_costs_is_said():
+    first, second = _alone(*((2048, 2.0 * p, {"params": Params(p, 8, 512)}) for p in (1, 2)))
+    assert len(first) == 1
+    assert second[1] == "At 2k p = 2 is 2.0x slower than p = 1."
+
+
+def test_where_the_time_goes_is_said():
+    sentences = answers(runs.phases_run())[0].sentences
+    assert "At 64k the time goes into query_state (40 %), update_state (30 %)." in sentences
 
 
 def test_contexts_where_power_failed_are_said():
@@ -258,7 +298,7 @@ def test_the_faster_of_a_pair_stands_first():
     pairs = {(pair.faster, pair.slower): pair.crossover.text for pair in crossover_table(runs.cpu_run())}
     assert pairs == {
         ("linear-torch, p = 1", "power-torch, p = 2"): "at every measured context (1k..16k)",
-        ("power-torch, p = 2", "sdpa-cpu"): "from 5.0k on",
+        ("power-torch, p = 2", "sdpa-cpu"): "from 5.0k (4.9k..5.1k) on",
         ("linear-torch, p = 1", "sdpa-cpu"): "at every measured context (1k..16k)",
     }
 
@@ -290,4 +330,5 @@ def test_the_crossover_says_where_it_is_host_bound():
     (answer,) = answers(runs.run(found))
     sentence = "Host bound (a user waits over 10 % longer than these device times say): power-torch, p = 2 at 1k."
     assert sentence in answer.text
+    assert [pair.host_bound_up_to for pair in crossover_table(runs.run(found))] == [1024]
     assert "Host bound" not in answers(runs.cpu_run())[0].text

@@ -11,6 +11,7 @@ import time
 import weakref
 from contextlib import closing
 
+import msgspec
 import pytest
 import torch
 from rich.console import Console
@@ -23,6 +24,7 @@ from powerbench.kernels.table import available
 from powerbench.plan import plan
 from powerbench.problem import Case, Params, Problem
 from powerbench.results.model import Measurement, Phase
+from powerbench.results.visits import together
 from powerbench.runner import run
 from powerbench.stopping import Stopping
 from powerbench.suites import Suite
@@ -42,13 +44,11 @@ class Silent:
     def started(self, planned):
         self.events.append(("started", planned.case.kernel))
 
-    def finished(self, planned, measurement):
+    def finished(self, planned, measurement, visit):
         self.events.append((measurement.status, planned.case.kernel))
 
 
 def measure(*kernels, passes=("fwd",), timed=True, device=CPU, suite=SUITE, phases=False, host=None):
-    import msgspec
-
     suite = msgspec.structs.replace(suite, pass_=passes)
     planned = plan(suite, kernels, device, CEILINGS, phases=phases)
     host = host or Inline(kernels, device)
@@ -231,6 +231,32 @@ def test_phases_take_their_part_of_the_predicted_time():
     assert apart.total_seconds > alone.total_seconds == whole.total_seconds > 0
 
 
+def test_a_kernel_that_tunes_for_long_is_given_the_time():
+    """Beyond what each case has; a limit that the user sets is a limit."""
+    limits = {}
+
+    class Host(Inline):
+        def ask(self, verb, case, argument, timeout_s):
+            limits.setdefault(case.kernel, timeout_s)
+            return super().ask(verb, case, argument, timeout_s)
+
+    kernels = [fake("quick"), fake("tuned", tuning_seconds=1000.0)]
+    for timeout_s in (None, 77.0):
+        limits.clear()
+        with closing(
+            run(
+                plan(SUITE, kernels, CPU, CEILINGS),
+                CPU,
+                lambda: Host(kernels),
+                Silent(),
+                timed=False,
+                timeout_s=timeout_s,
+            )
+        ) as rows:
+            assert [row.status for row in rows] == ["ok", "ok"]
+        assert limits["tuned"] == (77.0 if timeout_s else limits["quick"] + 1000.0)
+
+
 class Scripted(Inline):
     """A host whose answers to some requests are made up: (verb, kernel) -> replies or deaths, one after the other."""
 
@@ -319,6 +345,47 @@ def test_contestants_take_turns_after_all_are_open(monkeypatch):
     assert turns == list("abc") * (len(turns) // 3)
     assert len(turns) >= 9
     assert asked.count(("end", "")) == 1
+
+
+TWO = msgspec.structs.replace(SUITE, ctx=(24, 40))
+PHASES = {LAUNCHES[0].name: lambda: None}
+
+
+def visited(script, *names, visits=3, phases=False):
+    """The rows of a sweep of two contexts in visits, and what was asked."""
+    kernels = [phased(name, PHASES) if phases else fake(name) for name in names]
+    host = Scripted(kernels, script)
+    planned = plan(TWO, kernels, CPU, CEILINGS, visits=visits, phases=phases)
+    with closing(run(planned, CPU, lambda: host, Silent())) as rows:
+        return list(rows), host.asked
+
+
+def test_each_visit_goes_over_all_problems():
+    rows, asked = visited({}, "a", "b")
+    contexts = [row.case.problem.seqlen for row in rows]
+    assert contexts == [24, 24, 40, 40] * 3
+    assert [{one.visit for one in row.rounds} for row in rows] == [{i // 4} for i in range(12)]
+    assert [verb for verb, _ in asked].count("open") == 12
+    whole = [together(rows[i::4]) for i in range(4)]
+    for row in whole:
+        assert row.status == "ok"
+        assert len(row.visits) == 3
+        assert sum(map(len, row.visits)) == len(row.samples_ms) >= Stopping().min_samples
+
+
+def test_who_fails_is_not_visited_again():
+    rows, _ = visited({("close", "a"): [Closed(), Closed(), Fault("wrong", "not the same twice")]}, "a", "b")
+    of_a = [row.status for row in rows if row.case.kernel == "a" and row.case.problem.seqlen == 24]
+    assert of_a == ["ok", "wrong"]
+    assert [row.status for row in rows if row.case.kernel == "b"] == ["ok"] * 6
+    (first, last) = [row for row in rows if row.case.kernel == "a" and row.case.problem.seqlen == 24]
+    whole = together([first, last])
+    assert (whole.status, whole.message, whole.samples_ms) == ("wrong", "in a later visit: not the same twice", ())
+
+
+def test_phases_are_timed_in_one_visit_only():
+    rows, _ = visited({}, "a", phases=True)
+    assert [bool(row.phases) for row in rows] == [True, True] + [False] * 4
 
 
 def test_passes_of_a_problem_do_not_wait_for_each_other():
@@ -447,7 +514,7 @@ def test_the_line_of_a_case_knows_its_floor():
     for ms, said in ((9.9, "a/-/fwd"), (9.7, "invalid: 9.7 ms, where this machine needs 10 ms at best")):
         printed = Console(file=io.StringIO(), width=200)
         row = Measurement(case=item.case, status="ok", samples_ms=(ms,) * 5, launches=work, error=1e-6)
-        Watcher([item], printed).finished(item, row)
+        Watcher([item], printed).finished(item, row, 0)
         assert said in printed.file.getvalue()
         assert ("invalid" in printed.file.getvalue()) == said.startswith("invalid")
 
@@ -455,8 +522,12 @@ def test_the_line_of_a_case_knows_its_floor():
 def test_plan_leaves_out_what_is_done():
     kernels = [fake("a"), fake("b")]
     first = plan(SUITE, kernels, CPU, CEILINGS)
-    rest = plan(SUITE, kernels, CPU, CEILINGS, {first[0].case.case_id})
+    done = {first[0].case.case_id: {0}}
+    rest = plan(SUITE, kernels, CPU, CEILINGS, done)
     assert [item.case.kernel for item in rest] == ["b"]
+    more = plan(SUITE, kernels, CPU, CEILINGS, done, visits=3)
+    assert [(item.case.kernel, item.visits) for item in more] == [("a", (1, 2)), ("b", (0, 1, 2))]
+    assert more[0].total_seconds == pytest.approx(2 / 3 * more[1].total_seconds)
 
 
 def test_inputs_are_seeded_and_never_zero():

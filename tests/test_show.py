@@ -11,9 +11,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from powerbench.reports.answers import answers
+from powerbench.reports.crossovers import CROSSOVER_COLUMNS
 from powerbench.reports.frames import tidy
 from powerbench.reports.rows import COLUMNS
 from powerbench.reports.show import FORMATS, print_run, render
+from powerbench.reports.show_crossovers import render_crossovers
 from powerbench.reports.text import si, significant
 from tests import runs
 
@@ -55,7 +58,7 @@ def test_the_table_fits_100_columns_and_says_why():
     text = render(runs.cpu_run(), "table")
     assert "*3.98" in text
     assert "unsupported: power-triton, p = 2 at 1k, 2k, 4k, 8k, 16k: power-triton needs a GPU" in text
-    assert "from\n5.0k tokens on" in text
+    assert "from\n5.0k (4.9k..5.1k) tokens on" in text
     colored = io.StringIO()
     terminal = {"TERM": "xterm"}  # whatever this test itself runs in
     print_run(runs.cpu_run(), Console(file=colored, width=100, force_terminal=True, _environ=terminal))
@@ -80,3 +83,46 @@ def test_numbers_for_people():
     ]  # fmt: skip
     assert [si(x) for x in (1234567, 999, 1.5e12, 45678)] == ["1.23M", "999.0", "1.50T", "45.7k"]
     assert si(2e10, " ") == "20.0 G"
+
+
+def test_crossovers_in_every_format():
+    run = runs.cpu_run()
+    text = render_crossovers(run, "table")
+    assert "from 5.0k (4.9k..5.1k) on" in " ".join(text.split())
+    assert "cost model" in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert "| from 5.0k (4.9k..5.1k) on |" in render_crossovers(run, "markdown")
+    records = json.loads(render_crossovers(run, "json"))
+    frame = pd.read_csv(io.StringIO(render_crossovers(run, "csv")))
+    assert list(frame.columns) == list(records[0]) == list(CROSSOVER_COLUMNS)
+    assert len(frame) == len(records) == 3
+    crossing = next(record for record in records if record["slower"] == "sdpa-cpu" and record["crossing_ctx"])
+    assert crossing["ci_low_ctx"] < 5120 < crossing["ci_high_ctx"]
+    assert (crossing["faster"], crossing["leader"]) == ("power-torch, p = 2",) * 2
+    assert (crossing["ctx_from"], crossing["ctx_to"], crossing["verdict"]) == (1024, 16384, "crosses")
+    assert render_crossovers(runs.run([]), "table") == "No two contestants were measured at the same context.\n"
+
+
+def test_every_run_has_its_crossovers_in_every_format():
+    for make in runs.RUNS.values():
+        for form in ("table", "markdown", "csv", "json"):
+            assert render_crossovers(make(), form).endswith("\n")
+
+
+def test_a_prediction_stands_apart_from_what_was_measured():
+    """sdpa quadratic and still ahead at 4k; both laws cross at 5120."""
+    short = runs.cpu_run((256, 512, 1024, 2048, 4096))
+    (answer,) = answers(short)
+    assert "does not beat softmax attention (sdpa-cpu) within 256..4k" in answer.text
+    assert "redicted" not in answer.text
+    (predicted,) = answer.predictions
+    found = re.fullmatch(
+        r"Predicted, not measured: power-torch, p = 2 passes sdpa-cpu at about (\S+)k \((\S+)k..(\S+)k; "
+        r"model error ([0-9.]+) %\)\.", predicted,
+    )  # fmt: skip
+    assert float(found[1]) == pytest.approx(5.0, rel=0.1)
+    assert float(found[2]) <= float(found[1]) <= float(found[3])
+    assert predicted in " ".join(render(short, "table").split())
+    assert predicted in render(short, "markdown").replace("\\", "")
+    assert "predicted" in render_crossovers(short, "table")
+    assert answers(runs.cpu_run())[0].predictions == ()

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from powerbench.problem import DTYPES, PASSES
-from powerbench.suites import SelectorError, Suite, load, presets
+from powerbench.suites import SelectorError, Suite, chosen, load, presets
 from powerbench.suites.grammar import count, counts, counts_or_auto, words
+from tests.fakes import fake
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_d_tile_must_divide_some_head_dimension():
 
 
 def test_presets_are_valid_and_say_what_they_are_for():
-    assert {"smoke", "context", "tiles", "degree"} <= set(presets())
+    assert {"smoke", "ci", "context", "tiles", "degree"} <= set(presets())
     for name in presets():
         suite = load(name)
         assert suite.name == name
@@ -103,10 +104,33 @@ def test_presets_are_valid_and_say_what_they_are_for():
         ('ctx = "12x"', "ctx: '12x' is not a positive integer"),
         ("p = true", "p: True must be a number"),
         ("p = 1.5", "p: 1.5 must be a number"),
-        ('gated = "yes"', "gated: 'yes' must be a true or false"),
+        ('gated = "yes"', "gated: 'yes' must be true or false"),
         ('pass = ["forward"]', "pass: 'forward' is not one of fwd, bwd"),
         ("batch = 1\ntokens = 4", "exclude each other"),
         ("p = [", "mine.toml"),
+        ('minutes = "3"', "minutes: '3' must be a whole number of minutes"),
+        ("minutes = 0", "minutes: 0 must be a whole number of minutes"),
+        ('name = "../mine"', "name: '../mine' must be a text of letters, digits and ._-"),
+        ('name = ""', "name: '' must be a text of letters"),
+        ("kernels = []", "kernels: '' is not a name"),
+        ("p = []", "p: '' is not a positive integer"),
+        ("p = {low = 1}", "p: {'low': 1} must be a number"),
+        ('model = ["llama-8b"]', "model: ['llama-8b'] is not one of gpt2"),
+        (
+            'model = "llama-8b"\n[[block]]\nheads = 4',
+            "block 1: heads and the model above the blocks exclude each other",
+        ),
+        ("minutes = true", "minutes: True must be a whole number of minutes"),
+        ("d_tile = 7", "d_tile: 7 does not divide head dimension 64; allowed are 1, 2, 4"),
+        ("heads = 8\nkv_heads = 3", "kv_heads: 3 divides none of heads 8"),
+        ('model = "llama"', "model: 'llama' is not one of gpt2, gpt2-xl"),
+        ('model = "llama-8b"\nheads = 4', "model and heads exclude each other"),
+        ("[block]\np = 2", "block must be written as [[block]]"),
+        ("[[blocks]]\np = 2", "unknown key 'blocks'; allowed are name, purpose"),
+        ('[[block]]\np = 2\n[[block]]\nctx = "1q"', "block 2: ctx: '1q' is not a positive integer"),
+        ('[[block]]\npurpose = "none"', "block 1: unknown key 'purpose'; allowed are p, ctx"),
+        ("[[block]]\nbatch = 1\ntokens = 4", "block 1: batch and tokens exclude each other"),
+        ("head_dim = 16\n[[block]]\nd_tile = 32", "block 1: d_tile: 32 does not divide head dimension 16"),
     ],
 )
 def test_a_bad_suite_file_is_one_line(tmp_path, text, message):
@@ -128,7 +152,68 @@ def test_a_good_suite_file(tmp_path):
 
 
 def test_unknown_suite():
-    with pytest.raises(SelectorError, match=r"'nope' is neither a TOML file nor one of context, decode, degree"):
+    with pytest.raises(SelectorError, match=r"'nope' is neither a TOML file nor one of ci, context, crossover"):
         load("nope")
     with pytest.raises(SelectorError, match=r"gone\.toml: No such file"):
         load("gone.toml")
+
+
+BLOCKS = """
+purpose = "Two blocks."
+p = 2
+tokens = "4k"
+ctx = "1k,2k"
+kernels = "power"
+
+[[block]]
+head_dim = 32
+
+[[block]]
+ctx = "2k,4k"
+head_dim = [32, 64]
+batch = 3
+kernels = "sdpa,theirs"
+
+[[block]]
+model = "llama-1b"
+dtype = "fp16"
+"""
+
+
+@pytest.fixture
+def blocks(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(BLOCKS)
+    return str(path)
+
+
+def test_a_suite_of_blocks_is_their_union(blocks):
+    suite = load(blocks).on("cuda")
+    assert (suite.name, suite.dtype, suite.kernels) == ("mine", ("bf16", "fp16"), ("power", "sdpa", "theirs"))
+    found = [(p.seqlen, p.batch, p.heads, p.kv_heads, p.head_dim, p.dtype) for p in suite.problems()]
+    assert found == [
+        (1024, 4, 8, 8, 32, "bf16"), (2048, 2, 8, 8, 32, "bf16"),
+        (2048, 3, 8, 8, 32, "bf16"), (4096, 3, 8, 8, 32, "bf16"),
+        (2048, 3, 8, 8, 64, "bf16"), (4096, 3, 8, 8, 64, "bf16"),
+        (1024, 4, 32, 8, 64, "fp16"), (2048, 2, 32, 8, 64, "fp16"),
+    ]  # fmt: skip
+
+
+def test_options_replace_in_every_block(blocks):
+    suite = chosen({"suite": blocks, "ctx": "1k", "batch": "3", "kernels": "power"}).on("cuda")
+    assert suite.kernels == ("power",)
+    assert [(p.seqlen, p.batch, p.head_dim) for p in suite.problems()] == [(1024, 3, 32), (1024, 3, 64), (1024, 3, 64)]
+    with pytest.raises(SelectorError, match="--d-tile: 64 does not divide head dimension 32"):
+        chosen({"suite": blocks, "d_tile": "64"})
+
+
+def test_cases_of_blocks_stand_problem_by_problem(tmp_path):
+    """A problem of two blocks has the contestants of both side by side, each where its block names it."""
+    path = tmp_path / "mine.toml"
+    shared = 'ctx = 64\nheads = 1\ndtype = "fp32"\n'
+    path.write_text(f'{shared}[[block]]\nkernels = "a"\n[[block]]\nkernels = "fake"\nctx = "32,64"\nbatch = 1\n')
+    suite = load(str(path)).on("cpu")
+    cases = suite.cases([fake("a", family="other"), fake("b"), fake("c")], "cpu")
+    assert [(case.problem.seqlen, case.kernel) for case in cases] == [
+        (64, "a"), (64, "b"), (64, "c"), (32, "b"), (32, "c"),
+    ]  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 
 from powerbench.errors import UserError
 from powerbench.kernels import table
-from powerbench.problem import Case, Params, Problem
+from powerbench.problem import DTYPES, Case, Params, Problem
 from tests.fakes import THEIRS
 
 
@@ -22,7 +22,9 @@ def test_rows_and_families():
     assert len(names) == len(set(names))
     expected = {
         "power-triton", "power-torch", "linear-triton", "linear-torch", "sdpa-cpu", "sdpa-flash", "sdpa-cudnn",
-        "sdpa-efficient", "sdpa-math", "flash-2", "flash-3", "flash-4", "fla-linear", "fla-simple-gla",
+        "sdpa-efficient", "sdpa-math", "flash-2", "flash-3", "flash-4", "fla-linear", "fla-simple-gla", "based-fla",
+        "flex-power", "window-torch", "window-flex", "window-flash-2", "window-flash-3", "window-flash-4",
+        "compile-attention", "compile-chunked", "retention-triton", "retention-cuda",
     }  # fmt: skip
     assert expected <= set(names)
     assert [kernel.name for kernel in table.select(("linear", "sdpa-cpu"))] == [
@@ -52,9 +54,27 @@ def test_every_record_answers_about_every_case(kernel, device_type):
                 assert kernel.workspace_bytes(case) >= 0
 
 
+@pytest.mark.parametrize("kernel", table.KERNELS, ids=lambda kernel: kernel.name)
+def test_what_is_declared_is_refused_alike(kernel):
+    """`list kernels` says how to get each kernel, and promises no dtype, pass or grouping that is refused here."""
+    support = kernel.support
+    assert support.install
+    assert set(support.dtypes) <= set(DTYPES)
+    for dtype in DTYPES:
+        for kv_heads in (2, 4):
+            problem = Problem(1, 64, 4, kv_heads, 16, 16, dtype, True)
+            case = Case(problem, kernel.name, kernel.resolve(problem, Params(), "cpu"), "fwd+bwd")
+            if kernel.unsupported(case, "cpu") is None:
+                assert support.refusal(case) is None
+            if support.refusal(case) is None and kernel.name.endswith(("-torch", "sdpa-cpu")):
+                assert kernel.unsupported(case, "cpu") is None
+
+
 def test_select_refuses_with_what_is_allowed():
     with pytest.raises(UserError, match="'nope' is no kernel and no family; families are power, linear, sdpa"):
         table.select(("nope",))
+    with pytest.raises(UserError, match=r"mine\.toml: kernels: 'nope' is no kernel"):
+        table.select(("nope",), "mine.toml: kernels")
 
 
 def test_another_package_adds_a_kernel(monkeypatch):
@@ -68,6 +88,7 @@ def test_another_package_adds_a_kernel(monkeypatch):
         ("tests.fakes:PROBLEM", "is no powerbench Kernel"),
         ("tests.fakes:THIEF", "that name is taken"),
         ("not_a_module_at_all:X", "does not load"),
+        ("tests.fakes:NOT_THERE", "does not load: .* has no attribute 'NOT_THERE'"),
     ],
 )
 def test_a_bad_entry_point_is_named(monkeypatch, value, message):

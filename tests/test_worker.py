@@ -31,7 +31,7 @@ class Silent:
     def started(self, planned):
         pass
 
-    def finished(self, planned, measurement):
+    def finished(self, planned, measurement, visit):
         pass
 
 

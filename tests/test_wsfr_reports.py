@@ -15,10 +15,10 @@ from rich.console import Console
 from powerbench.cli import cli, main
 from powerbench.models import chosen, presets
 from powerbench.problem import Params
+from powerbench.reports.static import write_static
 from powerbench.reports.wsfr import CONTEXTS, section
 from powerbench.reports.wsfr_choice import analysis
 from powerbench.reports.wsfr_measured import measured_settings
-from powerbench.reports.wsfr_static import write_static_wsfr
 from powerbench.reports.wsfr_table import print_wsfr, render
 from tests import runs
 
@@ -155,7 +155,7 @@ def test_measured_crossover():
     fast = [runs.measurement("linear-torch", ctx, level_ms * ctx / 9, params=Params(1)) for ctx in (1024, 8192)]
     (setting,) = measured_settings(runs.run([*cases, *slow, *fast]), model)
     assert set(setting.sentences) == {
-        "With sdpa-cpu: attention takes longer than the weights from 4.0k on.",
+        "With sdpa-cpu: attention takes longer than the weights from 4k on.",
         "With power-torch, p = 2: attention takes longer than the weights at every measured context (1k..8k).",
         "With linear-torch, p = 1: attention takes less time than the weights at every measured context (1k..8k).",
     }
@@ -170,7 +170,7 @@ def test_nothing_is_measured_of_another_head_dimension_or_without_a_ceiling_or_a
     assert measured_settings(failed, presets()["gpt2-xl"]) == []
     (part,) = section([failed])
     assert part.measured_frame.empty
-    assert [drawn.name for drawn in part.drawn] == ["wsfr", "state-bytes", "cache-bytes"]
+    assert [chart.name for chart in part.charts] == ["wsfr", "state-bytes", "cache-bytes"]
 
 
 def test_the_section_chooses_models_by_head_dimension():
@@ -182,34 +182,34 @@ def test_the_section_chooses_models_by_head_dimension():
 
 def test_figures_hold_the_frames_numbers():
     (part,) = section([runs.cpu_run()])
-    drawn = {figure.name: figure.figure for figure in part.drawn}
+    charts = {chart.name: chart for chart in part.charts}
     frame = part.frame.set_index("attention")
-    assert set(drawn) == {"wsfr", "state-bytes", "cache-bytes", "wsfr-time-1"}
-    for trace in drawn["wsfr"].data:
-        assert list(trace.y) == frame.loc[trace.meta].wsfr.tolist()
-        assert list(trace.x) == list(CONTEXTS)
-    assert {trace.x[0]: trace.y[0] for trace in drawn["state-bytes"].data} == {
+    assert set(charts) == {"wsfr", "state-bytes", "cache-bytes", "wsfr-time-1"}
+    for series in charts["wsfr"].series:
+        assert [point.y for point in series.points] == frame.loc[series.name].wsfr.tolist()
+        assert [point.x for point in series.points] == list(CONTEXTS)
+    assert {series.points[0].x: series.points[0].y for series in charts["state-bytes"].series} == {
         p: rows.state_bytes.iloc[0] for p, rows in part.frame[part.frame.p.notna()].groupby("p")
     }
-    caches = {trace.meta: list(trace.y) for trace in drawn["cache-bytes"].data}
+    caches = {series.name: [point.y for point in series.points] for series in charts["cache-bytes"].series}
     assert caches["full, MHA"] == frame.loc["full, MHA"].kv_cache_bytes.tolist()
     assert not any(label.startswith(("power", "linear")) for label in caches)
-    assert drawn["cache-bytes"].layout.yaxis.range == drawn["state-bytes"].layout.yaxis.range
+    assert charts["cache-bytes"].y == charts["state-bytes"].y
     measured = part.measured_frame.set_index("label")
-    for trace in drawn["wsfr-time-1"].data:
-        assert list(trace.y) == measured.loc[trace.meta].time_ratio.tolist()
+    for series in charts["wsfr-time-1"].series:
+        assert [point.y for point in series.points] == measured.loc[series.name].time_ratio.tolist()
     looks = dict(part.look)
-    assert {trace.meta for figure in drawn.values() for trace in figure.data} == set(looks)
+    assert {series.name for chart in charts.values() for series in chart.series} == set(looks)
     assert len(set(looks.values())) == len(looks)
-    assert all(isinstance(trace.text, tuple | list) for figure in drawn.values() for trace in figure.data)
 
 
 def test_hostile_names_are_escaped():
     run = runs.run([runs.measurement("<script>x</script>", 4096, 40.0)])
     (part,) = section([run])
-    text = json.dumps([drawn.figure.to_plotly_json() for drawn in part.drawn], default=str)
-    assert "<b><script>" not in text
-    assert "&lt;script&gt;" in text
+    said = [point.says for chart in part.charts for series in chart.series for point in series.points]
+    assert all(said)
+    assert not any("<script>" in text for text in said)
+    assert any("&lt;script&gt;" in text for text in said)
 
 
 def test_several_runs_are_told_apart():
@@ -225,10 +225,11 @@ def test_several_runs_are_told_apart():
 
 
 def test_static_figures(tmp_path):
-    files = write_static_wsfr([runs.cpu_run()], tmp_path / "new")
+    files = write_static([runs.cpu_run()], tmp_path / "new")
     names = {path.name for path in files}
-    for kind in ("ratio", "bytes", "time-1"):
-        assert {f"wsfr-gpt2-xl-{kind}.png", f"wsfr-gpt2-xl-{kind}.svg"} <= names
+    for kind in ("wsfr", "state-bytes", "cache-bytes", "time-1"):
+        for suffix in ("png", "svg", "pdf"):
+            assert f"wsfr-gpt2-xl-{kind}.{suffix}" in names
     for path in files:
         if path.suffix == ".svg":
             ElementTree.parse(path)

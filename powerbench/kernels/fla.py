@@ -1,7 +1,9 @@
-"""Linear attention by others: Flash Linear Attention's chunked kernels, without and with a gate a head.
+"""Linear attention by others: Flash Linear Attention's chunked kernels, without and with a gate a head, and Based.
 
-Both compute y_i = sum_{j <= i} exp(G_i - G_j) <q_i, k_j> v_j / sqrt(d), power attention at p = 1 without a denominator;
-fla-linear has no gates.
+The first two compute y_i = sum_{j <= i} exp(G_i - G_j) <q_i, k_j> v_j / sqrt(d), power attention at p = 1 without a
+denominator; fla-linear has no gates. Based (arXiv 2402.18668) is softmax attention with exp(s) in its second Taylor
+polynomial 1 + s + s^2 / 2, s = <q_i, k_j> / sqrt(d), normalised and without gates: near power attention of p = 2 in
+what it costs, and a function of its own, with its own reference.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ import torch
 
 from powerbench.cost import Launch
 from powerbench.kernels.fla_decode import fla_decoding
-from powerbench.kernels.kernel import Forward, Inputs, Kernel
-from powerbench.kernels.ledger import linear_launches, linear_workspace_bytes
+from powerbench.kernels.kernel import Forward, Inputs, Kernel, Support
+from powerbench.kernels.ledger import based_launches, linear_launches, linear_workspace_bytes
 from powerbench.kernels.packages import NEEDS_CUDA, import_problem, installed_version
 from powerbench.kernels.power.reference import attention_rows
 from powerbench.problem import Case, Params, Problem
 
 PACKAGE = "flash-linear-attention"
+# No GQA: chunk_fwd_o takes k's heads from q and lets only v have more (grouped values, not grouped queries).
+INSTALL = "pip install powerbench[fla]"
+SUPPORT = Support(INSTALL, ("bf16", "fp16", "fp32"), grouped=False)
 CHUNK = 64  # what both kernels take when not told otherwise (fla/ops/simple_gla/chunk.py)
 
 
@@ -40,10 +45,10 @@ def _unsupported(gated: bool, case: Case, device_type: str) -> str | None:
     if device_type != "cuda":
         return NEEDS_CUDA
     if _version() is None:
-        return f"{PACKAGE} is not installed (pip install {PACKAGE})"
-    if problem.heads != problem.kv_heads:
-        # chunk_fwd_o takes k's heads from q and lets only v have more (grouped values, not grouped queries).
-        return f"no GQA: needs as many key heads as query heads, not {problem.kv_heads} for {problem.heads}"
+        return f"{PACKAGE} is not installed ({SUPPORT.install})"
+    refused = SUPPORT.refusal(case)
+    if refused:
+        return refused
     if gated and problem.gated and "bwd" in case.pass_:
         return _backward_refusal() or _import_problem()
     return _import_problem()
@@ -104,6 +109,52 @@ def _workspace_bytes(gated: bool, case: Case) -> int:
     return linear_workspace_bytes(case, CHUNK, gated)
 
 
+BASED_WIDEST = 16  # d of fused_chunk_based, which holds a state of 1 + d + d^2 rows on chip
+BASED = Support(INSTALL, ("bf16", "fp16", "fp32"), f"up to {BASED_WIDEST}", grouped=False)
+
+
+def _based_unsupported(case: Case, device_type: str) -> str | None:
+    if device_type != "cuda":
+        return NEEDS_CUDA
+    if _version() is None:
+        return f"{PACKAGE} is not installed ({BASED.install})"
+    if case.problem.head_dim > BASED_WIDEST:
+        return f"head dimension {case.problem.head_dim} > {BASED_WIDEST}, the widest of FLA's chunked Based"
+    return BASED.refusal(case) or import_problem(PACKAGE, "fla.ops.based")
+
+
+def _prepare_based(case: Case) -> Forward:
+    """Raises ImportError where FLA is not installed."""
+    attention = importlib.import_module("fla.ops.based").fused_chunk_based
+
+    def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tensor | None) -> torch.Tensor:
+        y: torch.Tensor = attention(q, k, v)  # scaled by 1/sqrt(d) and normalised by default
+        return y
+
+    return forward
+
+
+def _based_reference(case: Case, inputs: Inputs, rows: torch.Tensor) -> torch.Tensor:
+    q, k, v = (tensor.double() for tensor in (inputs.q, inputs.k, inputs.v))
+    rows = rows.to(q.device)
+    s = torch.einsum("brhd,bthd->bhrt", q[:, rows], k) * q.shape[-1] ** -0.5
+    future = torch.arange(k.shape[1], device=q.device) > rows[:, None]
+    weights = (1 + s + s * s / 2).masked_fill(future, 0.0)
+    return torch.einsum("bhrt,bthe->brhe", weights / weights.sum(-1, keepdim=True), v)
+
+
+def _based_workspace_bytes(case: Case) -> int:
+    """Rough: y and its denominators in float32; copies of q, k, v with heads first; backward those of the gradients."""
+    problem = case.problem
+    copies = problem.q_bytes + problem.k_bytes + problem.v_bytes
+    forward = problem.tokens * problem.heads * (problem.value_dim + 1) * 4 + copies
+    return forward if case.pass_ == "fwd" else 2 * forward
+
+
+def _no_params(problem: Problem, params: Params, device_type: str) -> Params:
+    return Params()
+
+
 def _fla(name: str, summary: str, gated: bool, prepare: Callable[[Case], Forward]) -> Kernel:
     return Kernel(
         name=name,
@@ -118,11 +169,27 @@ def _fla(name: str, summary: str, gated: bool, prepare: Callable[[Case], Forward
         reference=partial(_reference, gated),
         launches=partial(_launches, gated),
         workspace_bytes=partial(_workspace_bytes, gated),
-        decoding=fla_decoding(gated, _resolve, partial(_unsupported, gated)),
+        decoding=fla_decoding(gated),
+        support=SUPPORT,
     )
 
 
 FLA_KERNELS = (
     _fla("fla-linear", "FLA's chunk_linear_attn: linear attention, no gates", False, _prepare_linear),
     _fla("fla-simple-gla", "FLA's chunk_simple_gla: linear attention, gated", True, _prepare_simple_gla),
+    Kernel(
+        name="based-fla",
+        family="based",
+        summary="FLA's fused_chunk_based: exp(s) as 1 + s + s^2 / 2, no gates",
+        takes=frozenset(),
+        gated=False,
+        version=_version,
+        resolve=_no_params,
+        unsupported=_based_unsupported,
+        prepare=_prepare_based,
+        reference=_based_reference,
+        launches=based_launches,
+        workspace_bytes=_based_workspace_bytes,
+        support=BASED,
+    ),
 )

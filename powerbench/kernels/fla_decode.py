@@ -6,7 +6,6 @@ Every step begins from the same state and returns the next one in new memory, as
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,20 +13,14 @@ import torch
 from powerbench.cost import Cost, Launch
 from powerbench.kernels.kernel import Decoder, Decoding, Inputs
 from powerbench.kernels.power.torch_decode import sum_up
-from powerbench.problem import Case, Params, Problem
+from powerbench.problem import Case
 
 FILL_TOKENS = 4096  # of a sequence that are summed up at once, when its state is made ready
 
 
-def fla_decoding(
-    gated: bool,
-    resolve: Callable[[Problem, Params, str], Params],
-    unsupported: Callable[[Case, str], str | None],
-) -> Decoding:
+def fla_decoding(gated: bool) -> Decoding:
     """For a row of FLA's; without gates where it has none."""
-    return Decoding(
-        resolve, unsupported, partial(_prepare, gated), partial(_launches, gated), sequence_bytes, _workspace_bytes
-    )
+    return Decoding(partial(_prepare, gated), partial(_launches, gated), sequence_bytes, _workspace_bytes)
 
 
 def _prepare(gated: bool, case: Case, inputs: Inputs) -> Decoder:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from powerbench.cost import Launch
-from powerbench.problem import Case, Params, Problem
+from powerbench.problem import DTYPES, Case, Params, Problem
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
@@ -42,6 +42,30 @@ Phases = dict[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
+class Support:
+    """What a contestant can do and how to get it: for `powerbench list kernels`; `Kernel.unsupported` decides."""
+
+    install: str = ""  # a command, or where it comes from
+    dtypes: tuple[str, ...] = DTYPES
+    head_dims: str = "any"
+    passes: tuple[str, ...] = ("fwd", "bwd")  # and `decode`, where a kernel has `decoding`
+    grouped: bool = True  # fewer key/value heads than query heads
+
+    def refusal(self, case: Case) -> str | None:
+        """Why the case is outside of this: its dtype, its pass, its heads; None: it is not."""
+        problem, parts = case.problem, case.pass_.split("+")
+        if problem.dtype not in self.dtypes:
+            return f"{problem.dtype} is not supported ({', '.join(self.dtypes)})"
+        if "bwd" in parts and "bwd" not in self.passes:
+            return "it has no backward pass"
+        if "fwd" in parts and "fwd" not in self.passes:
+            return "decoding only"
+        if problem.heads != problem.kv_heads and not self.grouped:
+            return f"no GQA: needs as many key heads as query heads, not {problem.kv_heads} for {problem.heads}"
+        return None
+
+
+@dataclass(frozen=True)
 class Decoder:
     """A decode case made ready: the cache or state that it holds has the context's tokens but the last.
 
@@ -57,14 +81,16 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Decoding:
-    """What a contestant does in the pass `decode`; its callables as those of `Kernel`, and in the place of them."""
+    """What a contestant does in the pass `decode`; its callables as those of `Kernel`, and in the place of them.
 
-    resolve: Callable[[Problem, Params, str], Params]
-    unsupported: Callable[[Case, str], str | None]
+    `Kernel.unsupported` and `Kernel.reference` answer for this pass too, `Kernel.support` for its dtypes and heads.
+    """
+
     prepare: Callable[[Case, Inputs], Decoder]
     launches: Callable[[Case], tuple[Launch, ...]]  # of one step; what happens every n steps counts for 1 / n
     sequence_bytes: Callable[[Case], int]  # what is kept of one sequence: its cache or its state
     workspace_bytes: Callable[[Case], int]  # device memory beyond inputs and output, what is kept included
+    resolve: Callable[[Problem, Params, str], Params] | None = None  # None: as in the other passes
 
 
 @dataclass(frozen=True)
@@ -89,15 +115,22 @@ class Kernel:
     # Each launch by itself, on the buffers of one real call that `phases` makes; names are those of `launches`, all or
     # some of them. None: the kernel cannot be taken apart.
     phases: Callable[[Case, Inputs], Phases] | None = None
+    support: Support = Support()
+    tuning_seconds: float = 0.0  # what its compiling and tuning may take, of each case, beyond what every case is given
     decoding: Decoding | None = None  # None: it does not decode
 
     def resolved(self, problem: Problem, params: Params, pass_: str, device_type: str) -> Params:
         """The parameters of a case, those left open filled in."""
-        decoding = self.decoding if pass_ == "decode" else None
-        return (decoding.resolve if decoding else self.resolve)(problem, params, device_type)
+        own = self.decoding.resolve if self.decoding and pass_ == "decode" else None
+        return (own or self.resolve)(problem, params, device_type)
 
     def refusal(self, case: Case, device_type: str) -> str | None:
         """Why the case cannot run on this device type; None: it can."""
-        if case.pass_ != "decode":
-            return self.unsupported(case, device_type)
-        return self.decoding.unsupported(case, device_type) if self.decoding else f"{self.name} does not decode"
+        if case.pass_ == "decode" and self.decoding is None:
+            return f"{self.name} does not decode"
+        return self.unsupported(case, device_type)
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """What it can do; `fwd` and `bwd` make `fwd+bwd`."""
+        return self.support.passes + (("decode",) if self.decoding else ())

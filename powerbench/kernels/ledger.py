@@ -35,30 +35,39 @@ def cpu_tile(seqlen: int) -> Tile:
     return Tile(256 if seqlen >= 768 else 64 if seqlen >= 192 else 32, 512, padded=False)
 
 
-def covered_pairs(seqlen: int, tile: Tile) -> int:
-    """Query-key pairs of one head that are multiplied: the tiles that hold a causal pair, masked halves included."""
+def covered_pairs(seqlen: int, tile: Tile, window: int | None = None) -> int:
+    """Query-key pairs of one head that are multiplied: the tiles that hold a visible pair, masked parts included."""
     pairs = 0
     for start in range(0, seqlen, tile.queries):
         rows = tile.queries if tile.padded else min(tile.queries, seqlen - start)
         visible = min(start + tile.queries, seqlen)
         keys = -(-visible // tile.keys) * tile.keys
-        pairs += rows * (keys if tile.padded else min(keys, seqlen))
+        unseen = max(0, start + 1 - window) // tile.keys * tile.keys if window else 0
+        pairs += rows * ((keys if tile.padded else min(keys, seqlen)) - unseen)
     return pairs
+
+
+def visible_pairs(seqlen: int, window: int | None = None) -> int:
+    """Query-key pairs of one head with key <= query, and of those the last `window` keys of each query."""
+    seen = min(seqlen, window or seqlen)
+    return seen * (seen + 1) // 2 + (seqlen - seen) * seen
 
 
 def softmax_launches(case: Case, tile: Tile = GPU_TILE) -> tuple[Launch, ...]:
     """One 'forward' and one 'backward' launch, as the case's pass asks.
 
-    Forward: q k^T and p v are 2 (d + e) FLOPs a pair. Useful counts the B H T (T + 1) / 2 causal pairs, executed the
-    pairs of all tiles that hold one. Bytes: q, k, v in, y and the float32 log-sum-exp out.
+    Forward: q k^T and p v are 2 (d + e) FLOPs a pair. Useful counts the B H T (T + 1) / 2 causal pairs, of a sliding
+    window (`Params.window`) those it holds; executed the pairs of all tiles that hold one. Bytes: q, k, v in, y and the
+    float32 log-sum-exp out.
 
     Backward: 2.5 times the forward, useful and executed: five products (q k^T again, dy v^T, p^T dy, ds k, ds^T q)
     for two, exact where d = e (FlashAttention, arXiv 2205.14135, appendix B; the convention of power-attention's
     ledger too). Bytes: q, k, v, y, dy and the log-sum-exp in, dq, dk, dv out.
     """
     problem = case.problem
-    useful = problem.causal_pairs * 2 * (problem.head_dim + problem.value_dim)
-    covered = problem.batch * problem.heads * covered_pairs(problem.seqlen, tile)
+    window, heads = case.params.window, problem.batch * problem.heads
+    useful = heads * visible_pairs(problem.seqlen, window) * 2 * (problem.head_dim + problem.value_dim)
+    covered = heads * covered_pairs(problem.seqlen, tile, window)
     executed = covered * 2 * (problem.head_dim + problem.value_dim)
     operands = problem.q_bytes + problem.k_bytes + problem.v_bytes
     lse = problem.tokens * problem.heads * LSE_BYTES
@@ -150,6 +159,38 @@ def linear_launches(case: Case, chunk: int, gated: bool) -> tuple[Launch, ...]:
         *gate_gradient,
     )
     return of_pass(case, forward, backward)
+
+
+BASED_TOKENS, BASED_WIDTH, BASED_VALUES = 16, 16, 32  # blocks of FLA's fused_chunk_based
+
+
+def based_launches(case: Case) -> tuple[Launch, ...]:
+    """Based, 1 + s + s^2 / 2 (H = Hk), in the two launches of FLA 0.6.0 (fla/ops/based/fused_chunk.py): chunks of 16
+    tokens walked in order by one program a head and 32 columns of v, forward and backward.
+
+    Forward, useful: the state has one row for each product of up to two coordinates, d + d (d + 1) / 2 of them (that of
+    degree 0 is a sum, not a product); each token adds to it and reads it, 4 e FLOPs a row, and each causal pair of a
+    chunk costs 2 (d + e). Backward, useful: every product has two gradients, and the scores once more.
+    Executed: 16 + 16^2 rows (d is padded to 16), whole chunks, the scores again for each 32 columns of v. Backward: the
+    states once more, for dq; the scores in both directions, dy v^T too. That is what the kernels' `tl.dot`s add up to.
+    Bytes: operands once, y and the denominators in float32.
+    """
+    problem, n = case.problem, _chunks(case.problem, BASED_TOKENS)
+    d, e = problem.head_dim, problem.value_dim
+    rows = d + d * (d + 1) // 2
+    blocks = -(-e // BASED_VALUES)
+    padded_rows, columns = BASED_WIDTH + BASED_WIDTH**2, blocks * (BASED_VALUES if e > BASED_WIDTH else BASED_WIDTH)
+    useful = 4 * rows * e * n.tokens + 2 * (d + e) * n.pairs
+    of_state = 2 * padded_rows * columns * n.padded_tokens  # one product of phi or a state with values
+    scores, values = 2 * BASED_WIDTH * blocks * n.padded_pairs, 2 * columns * n.padded_pairs
+    denominators = problem.tokens * problem.heads * 4
+    operands = problem.q_bytes + problem.k_bytes + problem.v_bytes
+    out = problem.y_bytes // problem.itemsize * 4 + denominators
+    forward = Cost(useful, 2 * of_state + scores + values, operands + out)
+    # dq: dy by the states, which are made again; dk and dv: the gradients of the states, made, and read for each.
+    executed = 5 * of_state + 4 * scores + 3 * values
+    backward = Cost(2 * useful + 2 * d * n.pairs, executed, 2 * operands + problem.y_bytes + denominators)
+    return of_pass(case, (Launch("forward", forward),), (Launch("backward", backward),))
 
 
 def linear_workspace_bytes(case: Case, chunk: int, gated: bool) -> int:

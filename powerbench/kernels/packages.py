@@ -1,9 +1,12 @@
-"""Optional packages of other people: which version is installed, and does it import here."""
+"""Optional packages of other people: which version is installed, does it import here; and torch.compile."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from types import FunctionType
+from typing import Any
 
 NEEDS_CUDA = "needs a CUDA device"
 
@@ -26,3 +29,20 @@ def import_problem(distribution: str, module: str) -> str | None:
         lines = str(error).strip().splitlines() or [""]
         return f"{distribution} does not import: {type(error).__name__}: {lines[0]}"
     return None
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile of a copy of `function`, for the shapes of one case; raises where it would run uncompiled.
+
+    torch counts how often a code object was compiled, and after eight shapes gives up: many cases share a process. And
+    unless told not to, its backward passes overwrite what the forward pass saved; here they run again and again.
+    """
+    import torch  # noqa: PLC0415  this module is also for what imports none
+    import torch._functorch.config as autograd  # noqa: PLC0415  as above
+
+    autograd.donated_buffer = False
+    assert isinstance(function, FunctionType)
+    code, defaults = function.__code__.replace(), function.__defaults__
+    copy = FunctionType(code, function.__globals__, function.__name__, defaults, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return torch.compile(copy, fullgraph=True, dynamic=False)

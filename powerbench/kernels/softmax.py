@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from powerbench.cost import Launch
-from powerbench.kernels.kernel import TORCH_DTYPES, Forward, Inputs, Kernel
+from powerbench.kernels.kernel import TORCH_DTYPES, Forward, Inputs, Kernel, Support
 from powerbench.kernels.ledger import (
     GPU_TILE,
     cpu_tile,
@@ -25,7 +25,7 @@ from powerbench.kernels.ledger import (
 )
 from powerbench.kernels.packages import NEEDS_CUDA, import_problem, installed_version
 from powerbench.kernels.softmax_decode import flash_decoding, sdpa_decoding
-from powerbench.problem import Case, Params, Problem
+from powerbench.problem import DTYPES, Case, Params, Problem
 
 PROBE_TOKENS = 128  # whether a backend takes a problem depends on its length only where that is a single token
 
@@ -33,18 +33,20 @@ PROBE_TOKENS = 128  # whether a backend takes a problem depends on its length on
 def softmax_reference(case: Case, inputs: Inputs, rows: torch.Tensor) -> torch.Tensor:
     """Causal softmax attention in float64 at the query rows [R] alone: [B, R, H, e], differentiable in q, k and v.
 
-    Query heads are grouped over their key head, so k and v are never repeated; memory is a few [B, H, R, T].
+    With `case.params.window`, over no more than that many last keys of each query. Query heads are grouped over their
+    key head, so k and v are never repeated; memory is a few [B, H, R, T].
     """
     q, k, v = (t.double() for t in (inputs.q, inputs.k, inputs.v))
     B, T, Hk, d = k.shape
     queries = q[:, rows].reshape(B, len(rows), Hk, -1, d)
     scores = torch.einsum("brhgd,bthd->bhgrt", queries, k) * d**-0.5
-    future = torch.arange(T, device=q.device) > rows.to(q.device)[:, None]
-    weights = scores.masked_fill(future, float("-inf")).softmax(-1)
+    back = rows.to(q.device)[:, None] - torch.arange(T, device=q.device)  # from a query to a key
+    hidden = (back < 0) | (back >= (case.params.window or T))
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
     return torch.einsum("bhgrt,bthe->brhge", weights, v).reshape(B, len(rows), -1, v.shape[-1])
 
 
-def _no_params(problem: Problem, params: Params, device_type: str) -> Params:
+def no_params(problem: Problem, params: Params, device_type: str) -> Params:
     """Softmax attention has no p, d_tile or chunk."""
     return Params()
 
@@ -57,10 +59,10 @@ def _sdpa_unsupported(backend: SDPBackend, home: str, case: Case, device_type: s
     return _torch_refusal(backend, case, device_type)
 
 
-def _decoding_only(case: Case, device_type: str) -> str:
-    if device_type != "cuda":
-        return NEEDS_CUDA
-    return "keeps all scores in memory, T x T a head: decoding only"
+def _math_unsupported(case: Case, device_type: str) -> str | None:
+    if device_type == "cuda" and case.pass_ != "decode":
+        return "keeps all scores in memory, T x T a head: decoding only"
+    return _sdpa_unsupported(SDPBackend.MATH, "cuda", case, device_type)
 
 
 def _torch_refusal(backend: SDPBackend, case: Case, device_type: str) -> str | None:
@@ -115,7 +117,15 @@ def _sdpa_launches(home: str, case: Case) -> tuple[Launch, ...]:
     return softmax_launches(case, cpu_tile(case.problem.seqlen) if home == "cpu" else GPU_TILE)
 
 
-def _sdpa(name: str, summary: str, backend: SDPBackend, home: str = "cuda") -> Kernel:
+def _sdpa(
+    name: str,
+    summary: str,
+    backend: SDPBackend,
+    dtypes: tuple[str, ...],
+    head_dims: str,
+    home: str = "cuda",
+    grouped: bool = True,
+) -> Kernel:
     """A row of torch's attention: this backend and no other, on the device type `home`."""
     return Kernel(
         name=name,
@@ -124,13 +134,14 @@ def _sdpa(name: str, summary: str, backend: SDPBackend, home: str = "cuda") -> K
         takes=frozenset(),
         gated=False,
         version=lambda: str(torch.__version__),
-        resolve=_no_params,
+        resolve=no_params,
         unsupported=partial(_sdpa_unsupported, backend, home),
         prepare=partial(_sdpa_prepare, backend),
         reference=softmax_reference,
         launches=partial(_sdpa_launches, home),
         workspace_bytes=cpu_workspace_bytes if home == "cpu" else flash_workspace_bytes,
-        decoding=sdpa_decoding(backend, partial(_sdpa_unsupported, backend, home)),
+        decoding=sdpa_decoding(backend),
+        support=Support("with torch" if home == "cpu" else "with torch for CUDA", dtypes, head_dims, grouped=grouped),
     )
 
 
@@ -145,7 +156,7 @@ class Provider:
     backward: bool = True
     max_head_dim: int | None = None
     one_width: bool = False  # v must be as wide as q and k
-    pip_options: str = ""
+    install: str = "pip install powerbench[flash]"  # the command that gets it
 
     def refusal(self, case: Case) -> str | None:
         """Why this package cannot run the case; None: nothing is known against it."""
@@ -161,40 +172,54 @@ class Provider:
         return import_problem(self.distribution, self.module)
 
 
+BUILD_2 = "pip install flash-attn --no-build-isolation"  # compiles, for long, so it is in no extra
 # flash_attn 2: csrc/flash_attn/flash_api.cpp checks the dtype, d <= 256 and v's shape against k's.
-FLASH_2 = (Provider("flash-attn", "flash_attn", max_head_dim=256, one_width=True, pip_options=" --no-build-isolation"),)
+FLASH_2 = (Provider("flash-attn", "flash_attn", max_head_dim=256, one_width=True, install=BUILD_2),)
 # flash_attn 3: built from its hopper folder it is complete; fa3-fwd's wheel has no backward and no fp16
 # (fa3_fwd_config.py in it).
 FLASH_3 = (
-    Provider("flash-attn-3", "flash_attn_interface", max_head_dim=256),
+    Provider("flash-attn-3", "flash_attn_interface", max_head_dim=256, install="build flash-attention's folder hopper"),
     Provider("fa3-fwd", "fa3_fwd_interface", dtypes=("bf16",), backward=False, max_head_dim=256),
 )
 # flash_attn 4: interface.py's widths depend on the GPU. Installed alone, it leaves an importable, empty `flash_attn`.
-# All its releases are betas, which pip passes over unless told.
-FLASH_4 = (Provider("flash-attn-4", "flash_attn.cute", pip_options=" --pre"),)
+FLASH_4 = (Provider("flash-attn-4", "flash_attn.cute"),)
 
 
-def _installed(providers: tuple[Provider, ...]) -> Provider | None:
+def installed(providers: tuple[Provider, ...]) -> Provider | None:
+    """The first of them that is installed."""
     return next((p for p in providers if installed_version(p.distribution) is not None), None)
 
 
-def _flash_unsupported(providers: tuple[Provider, ...], case: Case, device_type: str) -> str | None:
+def flash_unsupported(providers: tuple[Provider, ...], case: Case, device_type: str) -> str | None:
+    """Why the first provider that is installed cannot run the case, or that none is; None: it can."""
     if device_type != "cuda":
         return NEEDS_CUDA
-    provider = _installed(providers)
+    provider = installed(providers)
     if provider is None:
-        name, options = providers[-1].distribution, providers[-1].pip_options
-        return f"{name} is not installed (pip install {name}{options})"
+        return f"{providers[-1].distribution} is not installed ({providers[-1].install})"
     return provider.refusal(case)
 
 
-def _flash_prepare(providers: tuple[Provider, ...], case: Case) -> Forward:
-    """Raises ImportError where no provider is installed."""
-    provider = _installed(providers) or providers[0]
-    attention = importlib.import_module(provider.module).flash_attn_func
+def flash_support(providers: tuple[Provider, ...]) -> Support:
+    """What the provider that is installed can do, else the one that pip finds."""
+    provider = installed(providers) or providers[-1]
+    widest = f"up to {provider.max_head_dim}" if provider.max_head_dim else "by GPU"
+    return Support(provider.install, provider.dtypes, widest, ("fwd", "bwd") if provider.backward else ("fwd",))
+
+
+def flash_module(providers: tuple[Provider, ...]) -> str:
+    """What to import of the provider that is installed, else of the first."""
+    return (installed(providers) or providers[0]).module
+
+
+def flash_prepare(providers: tuple[Provider, ...], case: Case) -> Forward:
+    """Causal attention, with the sliding window of the case if it has one. Raises ImportError without a provider."""
+    attention = importlib.import_module(flash_module(providers)).flash_attn_func
+    # The packages count the keys to the left of a query's own.
+    options = {} if case.params.window is None else {"window_size": (case.params.window - 1, 0)}
 
     def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tensor | None) -> torch.Tensor:
-        result = attention(q, k, v, causal=True)
+        result = attention(q, k, v, causal=True, **options)
         # flash-attn-4 and early flash-attn-3 return (y, log-sum-exp), the others y.
         y: torch.Tensor = result[0] if isinstance(result, tuple) else result
         return y
@@ -211,28 +236,33 @@ def _flash(name: str, summary: str, providers: tuple[Provider, ...]) -> Kernel:
         takes=frozenset(),
         gated=False,
         version=lambda: installed_version(*(provider.distribution for provider in providers)),
-        resolve=_no_params,
-        unsupported=partial(_flash_unsupported, providers),
-        prepare=partial(_flash_prepare, providers),
+        resolve=no_params,
+        unsupported=partial(flash_unsupported, providers),
+        prepare=partial(flash_prepare, providers),
         reference=softmax_reference,
         launches=softmax_launches,
         workspace_bytes=flash_workspace_bytes,
-        decoding=flash_decoding(
-            lambda: (_installed(providers) or providers[0]).module, partial(_flash_unsupported, providers)
-        ),
+        decoding=flash_decoding(partial(flash_module, providers)),
+        support=flash_support(providers),
     )
 
 
+HALF = ("bf16", "fp16")
+
 SOFTMAX_KERNELS = (
-    _sdpa("sdpa-cpu", "torch's fused attention on the CPU", SDPBackend.FLASH_ATTENTION, home="cpu"),
-    _sdpa("sdpa-flash", "torch's FlashAttention-2", SDPBackend.FLASH_ATTENTION),
-    _sdpa("sdpa-cudnn", "cuDNN's attention, through torch", SDPBackend.CUDNN_ATTENTION),
-    _sdpa("sdpa-efficient", "torch's memory-efficient attention", SDPBackend.EFFICIENT_ATTENTION),
+    _sdpa("sdpa-cpu", "torch's fused attention on the CPU", SDPBackend.FLASH_ATTENTION, DTYPES, "any", home="cpu"),
+    _sdpa("sdpa-flash", "torch's FlashAttention-2", SDPBackend.FLASH_ATTENTION, HALF, "up to 256"),
+    _sdpa("sdpa-cudnn", "cuDNN's attention, through torch", SDPBackend.CUDNN_ATTENTION, HALF, "by GPU"),
+    _sdpa(
+        "sdpa-efficient", "torch's memory-efficient attention", SDPBackend.EFFICIENT_ATTENTION,
+        ("bf16", "fp16", "fp32"), "any", grouped=False,
+    ),
     replace(
-        _sdpa("sdpa-math", "torch's attention in separate products, decoding only", SDPBackend.MATH),
-        unsupported=_decoding_only,
+        _sdpa("sdpa-math", "torch's attention in separate products, decoding only", SDPBackend.MATH, DTYPES, "any"),
+        unsupported=_math_unsupported,
+        support=Support("with torch for CUDA", passes=()),
     ),
     _flash("flash-2", "FlashAttention-2", FLASH_2),
     _flash("flash-3", "FlashAttention-3 (Hopper)", FLASH_3),
     _flash("flash-4", "FlashAttention-4 (Hopper, Blackwell)", FLASH_4),
-)
+)  # fmt: skip

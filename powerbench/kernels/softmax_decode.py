@@ -1,14 +1,16 @@
 """Softmax attention in the pass `decode`: one query a sequence over a KV cache, by torch and by FlashAttention.
 
-The cache is the problem's own k and v, [B, T, Hk, d] and [B, T, Hk, e], of which the last slot is the new token's:
-every step writes it there, as decoding has to, and then attends to all T. Which of a package's kernels runs for one
-query (flash decoding, split over the keys, or not) is the package's own choice.
+The cache is the problem's own k and v, [B, T, Hk, d] and [B, T, Hk, e], or of a sliding window the last slots of them.
+The last slot is the new token's: every step writes it there, as decoding has to, and then attends to all. Which of a
+package's kernels runs for one query (flash decoding, split over the keys, or not) is the package's own choice.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -17,24 +19,31 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from powerbench.cost import Cost, Launch
 from powerbench.kernels.kernel import Decoder, Decoding, Inputs
-from powerbench.problem import Case, Params, Problem
+from powerbench.problem import Case
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # q of one token, cached k, v -> y
 
 
-def sdpa_decoding(backend: SDPBackend, unsupported: Callable[[Case, str], str | None]) -> Decoding:
-    """torch's attention by one backend."""
-    workspace = _math_workspace_bytes if backend == SDPBackend.MATH else _workspace_bytes
-    return Decoding(_no_params, unsupported, partial(_prepare_sdpa, backend), launches, cache_bytes, workspace)
+def sdpa_decoding(backend: SDPBackend | None) -> Decoding:
+    """torch's attention by one backend; None: by the one that torch chooses."""
+    workspace = _workspace_bytes if backend not in (None, SDPBackend.MATH) else _math_workspace_bytes
+    return Decoding(partial(_prepare_sdpa, backend), launches, cache_bytes, workspace)
 
 
-def flash_decoding(module: Callable[[], str], unsupported: Callable[[Case, str], str | None]) -> Decoding:
+def flash_decoding(module: Callable[[], str]) -> Decoding:
     """A FlashAttention package, whose module `module` names: its call for a KV cache, else its usual one."""
-    return Decoding(_no_params, unsupported, partial(_prepare_flash, module), launches, cache_bytes, _workspace_bytes)
+    return Decoding(partial(_prepare_flash, module), launches, cache_bytes, _workspace_bytes)
 
 
-def _no_params(problem: Problem, params: Params, device_type: str) -> Params:
-    return Params()
+def _slots(case: Case) -> int:
+    """Tokens that the cache holds, the new one included."""
+    return case.params.window or case.problem.seqlen
+
+
+def _cached(case: Case, inputs: Inputs) -> Inputs:
+    """The inputs with the tokens that the cache holds, as views."""
+    slots = _slots(case)
+    return replace(inputs, k=inputs.k[:, -slots:], v=inputs.v[:, -slots:])
 
 
 def _token(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,26 +51,26 @@ def _token(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     return inputs.k[:, -1:].clone(), inputs.v[:, -1:].clone()
 
 
-def _prepare_sdpa(backend: SDPBackend, case: Case, inputs: Inputs) -> Decoder:
+def _prepare_sdpa(backend: SDPBackend | None, case: Case, inputs: Inputs) -> Decoder:
     gqa = case.problem.heads != case.problem.kv_heads
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        with sdpa_kernel(backend):  # one query sees every key: no mask
+        with nullcontext() if backend is None else sdpa_kernel(backend):  # one query sees every key: no mask
             y = scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), enable_gqa=gqa)
         return y.transpose(1, 2)
 
-    return _appending(inputs, attend)
+    return _appending(_cached(case, inputs), attend)
 
 
 def _prepare_flash(module: Callable[[], str], case: Case, inputs: Inputs) -> Decoder:
     """Raises ImportError where the package is not installed."""
-    package = importlib.import_module(module())
+    package, inputs = importlib.import_module(module()), _cached(case, inputs)
     cached = getattr(package, "flash_attn_with_kvcache", None)
     if cached is None:  # flash-attn-4: causal masks are aligned with the last key
         return _appending(inputs, lambda q, k, v: _first(package.flash_attn_func(q, k, v, causal=True)))
-    B, T = inputs.k.shape[:2]
+    B, slots = inputs.k.shape[:2]
     new_k, new_v = _token(inputs)
-    lengths = torch.full((B,), T - 1, dtype=torch.int32, device=inputs.k.device)
+    lengths = torch.full((B,), slots - 1, dtype=torch.int32, device=inputs.k.device)
 
     def step() -> torch.Tensor:
         return _first(cached(inputs.q, inputs.k, inputs.v, k=new_k, v=new_v, cache_seqlens=lengths, causal=True))
@@ -97,19 +106,19 @@ def launches(case: Case) -> tuple[Launch, ...]:
     Useful and executed alike: kernels that fill a tile of queries with one of them multiply more, on tensor cores that
     have nothing else to do.
     """
-    problem = case.problem
-    flops = 2 * (problem.head_dim + problem.value_dim) * problem.batch * problem.heads * problem.seqlen
-    cache = problem.k_bytes + problem.v_bytes
+    problem, slots = case.problem, _slots(case)
+    flops = 2 * (problem.head_dim + problem.value_dim) * problem.batch * problem.heads * slots
+    token = (problem.k_bytes + problem.v_bytes) // problem.seqlen
     queries = (problem.q_bytes + problem.y_bytes) // problem.seqlen
     return (
-        Launch("append", Cost(0, 0, 2 * cache // problem.seqlen)),
-        Launch("attend", Cost(flops, flops, cache + queries)),
+        Launch("append", Cost(0, 0, 2 * token)),
+        Launch("attend", Cost(flops, flops, slots * token + queries)),
     )
 
 
 def cache_bytes(case: Case) -> int:
-    """k and v of a whole context."""
-    return (case.problem.k_bytes + case.problem.v_bytes) // case.problem.batch
+    """k and v of a whole context, or of the window."""
+    return (case.problem.k_bytes + case.problem.v_bytes) // case.problem.tokens * _slots(case)
 
 
 def _workspace_bytes(case: Case) -> int:
@@ -120,6 +129,6 @@ def _workspace_bytes(case: Case) -> int:
 def _math_workspace_bytes(case: Case) -> int:
     """Scores, their softmax and a copy in the inputs' dtype; with GQA, k and v for each query head."""
     problem = case.problem
-    scores = 10 * problem.batch * problem.heads * problem.seqlen
+    scores = 10 * problem.batch * problem.heads * _slots(case)
     groups = problem.heads // problem.kv_heads
-    return scores + (groups * (problem.k_bytes + problem.v_bytes) if groups > 1 else 0)
+    return scores + (groups * problem.batch * cache_bytes(case) if groups > 1 else 0)

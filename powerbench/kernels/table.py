@@ -9,13 +9,20 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 
 from powerbench.errors import UserError
+from powerbench.kernels.compiled import COMPILED_KERNELS
 from powerbench.kernels.fla import FLA_KERNELS
+from powerbench.kernels.flex import FLEX_KERNELS
 from powerbench.kernels.kernel import Kernel
 from powerbench.kernels.linear import LINEAR_KERNELS
 from powerbench.kernels.power.contestants import POWER_KERNELS
+from powerbench.kernels.retention import RETENTION_KERNELS
 from powerbench.kernels.softmax import SOFTMAX_KERNELS
+from powerbench.kernels.window import WINDOW_KERNELS
 
-KERNELS: tuple[Kernel, ...] = (*POWER_KERNELS, *LINEAR_KERNELS, *SOFTMAX_KERNELS, *FLA_KERNELS)
+KERNELS: tuple[Kernel, ...] = (
+    *POWER_KERNELS, *LINEAR_KERNELS, *SOFTMAX_KERNELS, *FLA_KERNELS, *FLEX_KERNELS, *WINDOW_KERNELS,
+    *COMPILED_KERNELS, *RETENTION_KERNELS,
+)  # fmt: skip
 
 ENTRY_POINT_GROUP = "powerbench.kernels"
 
@@ -29,7 +36,7 @@ def available() -> Mapping[str, Kernel]:
     for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
         try:
             kernel = entry.load()
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:  # no such module, or nothing of that name in it
             raise UserError(f"entry point {entry.value} of group {ENTRY_POINT_GROUP} does not load: {error}") from error
         if not isinstance(kernel, Kernel):
             raise UserError(f"entry point {entry.value} of group {ENTRY_POINT_GROUP} is no powerbench Kernel")
@@ -39,10 +46,10 @@ def available() -> Mapping[str, Kernel]:
     return table
 
 
-def select(names: tuple[str, ...]) -> list[Kernel]:
-    """The kernels that `--kernels` names, each a row (sdpa-cudnn) or a family (sdpa), in that order, each once.
+def select(names: tuple[str, ...], where: str = "--kernels") -> list[Kernel]:
+    """The kernels of these names, each a row (sdpa-cudnn) or a family (sdpa), in that order, each once.
 
-    Raises UserError naming what is allowed.
+    `where` the names stand. Raises UserError naming what is allowed.
     """
     table = available()
     families = dict.fromkeys(kernel.family for kernel in table.values())
@@ -51,7 +58,7 @@ def select(names: tuple[str, ...]) -> list[Kernel]:
         members = [kernel for kernel in table.values() if name in (kernel.name, kernel.family)]
         if not members:
             raise UserError(
-                f"--kernels: {name!r} is no kernel and no family; families are {', '.join(families)}; "
+                f"{where}: {name!r} is no kernel and no family; families are {', '.join(families)}; "
                 f"kernels are {', '.join(table)}"
             )
         chosen.update((kernel.name, kernel) for kernel in members)

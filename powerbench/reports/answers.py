@@ -1,6 +1,7 @@
 """The run in sentences: what stands on top of the page and under the terminal's table.
 
-Only trusted times are compared, and only at contexts that both sides measured. What is missing is said.
+Only trusted times are compared, and only at contexts that both sides measured. What was tried and has no time is said;
+of what was not tried there is nothing to say.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from powerbench.crossover import Crossover, context_text, percent_text, ratio_text
-from powerbench.reports.curves import LINEAR, POWER, SOFTMAX, Curve, Group, best_of, compare, groups, pairs
+from powerbench.reports.curves import LINEAR, POWER, SOFTMAX, Curve, Group, best_of, compare, groups, setting_names
+from powerbench.reports.findings import (
+    choice_sentence,
+    degree_sentence,
+    fastest_sentence,
+    phase_sentence,
+    time_sentence,
+)
+from powerbench.reports.predictions import LABEL, prediction, prediction_text
 from powerbench.reports.rows import Row, rows
 from powerbench.results.model import Run
 
@@ -22,6 +31,7 @@ class Answer(msgspec.Struct, frozen=True):
     setting: str  # for example `Forward, fp32, d = 64`
     p: int | None
     sentences: tuple[str, ...]
+    predictions: tuple[str, ...] = ()  # of the cost model, beyond what was measured; not part of `text`
 
     @property
     def text(self) -> str:
@@ -29,39 +39,11 @@ class Answer(msgspec.Struct, frozen=True):
         return f"{self.setting}: {' '.join(self.sentences)}"
 
 
-class Pair(msgspec.Struct, frozen=True):
-    """Two contestants in one setting, the one that is faster at their largest shared context first."""
-
-    setting: str
-    faster: str
-    slower: str
-    crossover: Crossover
-
-
 def answers(run: Run) -> list[Answer]:
     """One answer for each setting (pass, dtype, head dimension ...) and degree; empty for a run without rows."""
     found = groups(rows(run))
     names = setting_names(found)
     return [answer for group, name in zip(found, names, strict=True) for answer in _group_answers(group, name)]
-
-
-def crossover_table(run: Run) -> list[Pair]:
-    """Every two curves of every setting, once."""
-    found = groups(rows(run))
-    return [
-        Pair(name, first.label, second.label, between)
-        for group, name in zip(found, setting_names(found), strict=True)
-        for first, second, between in pairs(group.curves)
-    ]
-
-
-def setting_names(found: Sequence[Group]) -> list[str]:
-    """A name for each group, no longer than it takes to tell them apart."""
-    texts = [group.setting.text for group in found]
-    return [
-        f"{text} ({group.setting.details})" if texts.count(text) > 1 else text
-        for group, text in zip(found, texts, strict=True)
-    ]
 
 
 def gaps(group: Group) -> str | None:
@@ -84,7 +66,8 @@ def gaps(group: Group) -> str | None:
 def _group_answers(group: Group, name: str) -> list[Answer]:
     degrees = sorted({row.p for row in group.rows if row.family in POWER and row.p is not None})
     if not degrees:
-        return [Answer(name, None, ("No power kernel is in this run.", *_roof_sentence(group, {})))]
+        said = (*fastest_sentence(group), *_roof_sentence(group, {})) or (_nothing("any contestant", group.rows),)
+        return [Answer(name, None, said)]
     result = []
     for p in degrees:
         power = best_of(group.curves, POWER, p)
@@ -94,8 +77,10 @@ def _group_answers(group: Group, name: str) -> list[Answer]:
             continue
         subject = f"power attention (p = {p}, {_kernels(power)})"
         sentences = [
-            _comparison(subject, power, group, SOFTMAX, "softmax attention"),
-            _comparison("it", power, group, LINEAR, "linear attention"),
+            *_comparisons(subject, power, group),
+            *degree_sentence(p, power, group),
+            *choice_sentence(power, group),
+            *phase_sentence(power),
             *_sentence_where(
                 "Host bound (a user waits over 10 % longer than these device times say)",
                 power,
@@ -108,59 +93,70 @@ def _group_answers(group: Group, name: str) -> list[Answer]:
                 group,
                 lambda row: row.throttled,
             ),
-            *_roof_sentence(group, power),
+            *(_roof_sentence(group, power) if any(curve.family not in POWER for curve in group.curves) else []),
             *_partial(group, POWER, "power attention", p),
             *_partial(group, SOFTMAX, "softmax attention"),
             *_partial(group, LINEAR, "linear attention"),
         ]
-        result.append(Answer(name, p, tuple(_capital(sentence) for sentence in sentences)))
+        predicted = [_predicted(power, group, families) for families in (SOFTMAX, LINEAR)]
+        said = tuple(_capital(sentence) for sentence in sentences)
+        result.append(Answer(name, p, said, tuple(sentence for sentence in predicted if sentence)))
     return result
 
 
+def _comparisons(subject: str, power: dict[int, Row], group: Group) -> list[str]:
+    """Against softmax and linear attention, those of them that were tried; without any its time alone."""
+    rivals = {"softmax attention": SOFTMAX, "linear attention": LINEAR}
+    tried = [what for what, families in rivals.items() if any(row.family in families for row in group.rows)]
+    if not tried:
+        return [time_sentence(subject, power)]
+    subjects = [subject, *("it" for _ in tried[1:])]
+    return [_comparison(who, power, group, rivals[what], what) for who, what in zip(subjects, tried, strict=True)]
+
+
 def _comparison(subject: str, power: dict[int, Row], group: Group, families: tuple[str, ...], what: str) -> str:
-    """How power attention stands against the fastest of some families at each context."""
+    """How power attention stands against the fastest of some families, of which there is a row, at each context."""
     tried = [row for row in group.rows if row.family in families]
     best = best_of(group.curves, families)
-    if not tried:
-        return f"{subject} was not compared with {what}: none is in this run."
     if not best:
         return f"{subject} could not be compared with {what}. {_nothing(what, tried)}"
     between = compare(power, best)
     other = f"{what} ({_kernels({ctx: best[ctx] for ctx in between.contexts} or best)})"
     if between.speedup is None:
         return f"{subject} was never measured at the same context as {other}."
-    last = between.contexts[-1]
-    return _verdict(subject, other, between, _at_end(power[last], best[last], between.speedup))
+    return _verdict(subject, other, between)
 
 
-def _verdict(subject: str, other: str, between: Crossover, end: str) -> str:
-    """The crossover as a sentence; `end` is the speedup in words at the largest shared context."""
-    level = end.startswith("as fast")
+def _verdict(subject: str, other: str, between: Crossover) -> str:
+    """The crossover as a sentence, with the speedup at the largest shared context."""
+    assert between.speedup is not None
     at = f"at {context_text(between.contexts[-1])}"
+    end = "as fast within the noise" if between.leads[-1] == 0 else ratio_text(between.speedup)
     match between.verdict:
         case "unknown":
-            what = f"{subject} is {end} {'as' if level else 'than'} {other} {at}; a crossover needs more contexts."
-        case "crosses" if level and between.faster_from is not None:
-            what = f"{subject} draws level with {other} {at}, the largest context that both measured."
-        case "crosses":
-            where = f"{between.text} tokens" if between.faster_from is None else f"{between.text[:-3]} tokens on"
-            what = f"{subject} beats {other} {where}; {at} it is {end}."
-        case "always":
-            what = f"{subject} beats {other} {between.text}; {at} it is {end}."
+            than = "as" if end.startswith("as fast") else "than"
+            what = f"{subject} is {end} {than} {other} {at}; a crossover needs more contexts."
+        case "level":
+            what = f"{subject} is as fast as {other} within the noise at every measured context ({between.range_text})."
+        case "crosses" | "always":
+            what = f"{subject} beats {other} {between.sentence}; {at} it is {end}."
         case "several":
-            places = ", ".join(context_text(x) for x in between.at)
-            what = f"{subject} changes places with {other} at {places} tokens; {at} it is {end}."
+            what = f"{subject} changes places with {other} {between.sentence}; {at} it is {end}."
         case "never":
-            what = f"{subject} does not beat {other} within {between.range_text}; {at} it is {end}."
+            what = f"{subject} does not beat {other} {between.sentence}; {at} it is {end}."
     return what
 
 
-def _at_end(power: Row, other: Row, speedup: float) -> str:
-    """The speedup in words, unless the two intervals overlap."""
-    ours, theirs = power.interval_ms, other.interval_ms
-    if ours and theirs and ours[0] <= theirs[1] and theirs[0] <= ours[1]:
-        return "as fast within the noise"
-    return ratio_text(speedup)
+def _predicted(power: dict[int, Row], group: Group, families: tuple[str, ...]) -> str | None:
+    """Where the contestants that are best at the largest shared context are predicted to change places beyond it."""
+    best = best_of(group.curves, families)
+    last = max(power.keys() & best.keys(), default=None)
+    if last is None:
+        return None
+    named = {_label(row): row.median_ms or 0.0 for row in (power[last], best[last])}
+    ahead, behind = sorted((c for c in group.curves if c.label in named), key=lambda curve: named[curve.label])
+    found = prediction(ahead, behind)
+    return f"{LABEL}: {behind.label} passes {ahead.label} {prediction_text(found)}." if found else None
 
 
 def _sentence_where(what: str, power: dict[int, Row], group: Group, holds: Callable[[Row], bool]) -> list[str]:

@@ -35,6 +35,7 @@ class CaseLine:
     mark: str  # fastest, bad or nothing
     reason: str
     span: int  # columns that the reason takes
+    about: Row | PhaseRow
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ _NAMES: tuple[tuple[str, str, bool, Callable[[Row], str]], ...] = (
     ("p", "degree", True, lambda row: or_empty(row.p)),
     ("d_tile", "tile of the feature map", True, lambda row: or_empty(row.d_tile)),
     ("chunk", "tokens a chunk", True, lambda row: or_empty(row.chunk_size)),
+    ("window", "keys that a query of a sliding window sees", True, lambda row: or_empty(row.window)),
     ("ctx", "context in tokens", True, lambda row: context_text(row.ctx)),
     ("batch", "", True, lambda row: str(row.batch)),
     ("pass", "", False, lambda row: row.pass_),
@@ -80,7 +82,7 @@ _COLUMNS: tuple[tuple[str, str, bool, Callable[[Row], str]], ...] = (
     *_NAMES,
     ("status", "", False, _status),
     ("ms", "median time", True, lambda row: or_empty(row.median_ms, significant)),
-    ("±", "larger half of the median's 95 % interval", True, lambda row: or_empty(row.spread, percent_text)),
+    ("±", "larger half of the time's 95 % interval", True, lambda row: or_empty(row.spread, percent_text)),
     ("tokens/s", "", True, lambda row: or_empty(row.tokens_per_s, si)),
     ("useful TF/s", "useful TFLOP/s", True, lambda row: or_empty(row.useful_tflops, significant)),
     ("exec. TF/s", "executed TFLOP/s", True, lambda row: or_empty(row.executed_tflops, significant)),
@@ -158,5 +160,5 @@ def _table(
     lines = []
     for j, row in enumerate(rows):
         cells = [texts[i][j] for i in keep if row.median_ms is not None or i <= status]
-        lines.append(CaseLine(cells, mark(row), row.reason or "", len(heads) - len(cells)))
+        lines.append(CaseLine(cells, mark(row), row.reason or "", len(heads) - len(cells), row))
     return CaseTable(", ".join(shared), heads, lines)

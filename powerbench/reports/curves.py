@@ -14,7 +14,9 @@ from powerbench.reports.rows import Row, trusted
 POWER = ("power",)
 SOFTMAX = ("sdpa", "flash")
 LINEAR = ("linear", "fla")
-_FAMILY_ORDER = (*POWER, *LINEAR, *SOFTMAX)
+# Of no group: other people's power attention, Taylor's softmax, and softmax that does not see the whole context.
+_OTHERS = ("retention", "flex", "compile", "based", "window")
+_FAMILY_ORDER = (*POWER, *LINEAR, *SOFTMAX, *_OTHERS)
 
 PASS_WORDS = {"fwd": "Forward", "bwd": "Backward", "fwd+bwd": "Forward + backward", "decode": "Decoding"}
 
@@ -71,11 +73,6 @@ class Curve:
         """Unique within a run."""
         return self.kernel if self.p is None else f"{self.kernel}, p = {self.p}"
 
-    @property
-    def times_ms(self) -> dict[int, float]:
-        """Context in tokens -> median milliseconds."""
-        return {ctx: row.median_ms for ctx, row in self.points.items() if row.median_ms is not None}
-
 
 @dataclass(frozen=True)
 class Group:
@@ -117,6 +114,15 @@ def groups(all_rows: Sequence[Row]) -> list[Group]:
     return sorted(result, key=lambda group: _order(group.setting))
 
 
+def setting_names(found: Sequence[Group]) -> list[str]:
+    """A name for each group, no longer than it takes to tell them apart."""
+    texts = [group.setting.text for group in found]
+    return [
+        f"{text} ({group.setting.details})" if texts.count(text) > 1 else text
+        for group, text in zip(found, texts, strict=True)
+    ]
+
+
 def curves(members: Iterable[Row]) -> list[Curve]:
     """The curves through one setting's trusted rows: power first, then linear, softmax and the others."""
     best: dict[tuple[str, int | None], dict[int, Row]] = defaultdict(dict)
@@ -150,8 +156,9 @@ def best_of(members: Iterable[Curve], families: Collection[str], p: int | None =
 
 
 def compare(a: dict[int, Row], b: dict[int, Row]) -> Crossover:
-    """Where the rows `a` become faster than the rows `b`."""
-    return crossover({ctx: _time(row) for ctx, row in a.items()}, {ctx: _time(row) for ctx, row in b.items()})
+    """Where the rows `a` become faster than the rows `b`; both by context, each with a time."""
+    ours, theirs = ({ctx: row.measurement.visits for ctx, row in side.items()} for side in (a, b))
+    return crossover(ours, theirs)
 
 
 def pairs(members: Sequence[Curve]) -> Iterator[tuple[Curve, Curve, Crossover]]:

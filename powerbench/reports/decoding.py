@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from powerbench.crossover import Crossover, context_text, crossover, percent_text, ratio_text
-from powerbench.reports.rows import Row, rows, trusted
+from powerbench.crossover import Crossing, Crossover, context_text, percent_text, ratio_text
+from powerbench.reports.curves import POWER, SOFTMAX, Group, compare, groups
+from powerbench.reports.rows import Row, rows
 from powerbench.reports.text import Column, si, significant
 from powerbench.results.model import Run
-
-SOFTMAX = ("sdpa", "flash")
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class DecodeRow:
     def label(self) -> str:
         """The contestant with its degree and, of power attention, whether its state is plain or lazy."""
         parts = [self.row.kernel, *([f"p = {self.row.p}"] if self.row.p else [])]
+        if self.row.window:
+            parts.append(f"{self.row.window} keys")
         if self.row.chunk_size:
             parts.append("plain" if self.row.chunk_size == 1 else f"window {self.row.chunk_size}")
         return ", ".join(parts)
@@ -62,53 +63,82 @@ COLUMNS: tuple[Column[DecodeRow], ...] = (
 )
 
 
-def decode_rows(run: Run, memory_bytes: int | None = None) -> list[DecodeRow]:
-    """The run's trusted decode rows by context, batch and time. memory_bytes: None is the memory of its device."""
+@dataclass(frozen=True)
+class DecodeTable:
+    """The decode rows of one setting, by context, batch and time, and what they say of power attention."""
+
+    name: str  # dtype, head dimension, heads, gates
+    rows: list[DecodeRow]
+    sentences: list[str]
+
+
+def decode_tables(run: Run, memory_bytes: int | None = None) -> list[DecodeTable]:
+    """The run's trusted decode rows, a table a setting. memory_bytes: None is the memory of the run's device."""
     memory = memory_bytes or run.header.environment.memory_bytes
-    found = [row for row in trusted(rows(run)) if row.pass_ == "decode"]
-    found.sort(key=lambda row: (row.ctx, row.batch, row.median_ms or 0.0))
-    return [DecodeRow(row, memory, run.ceilings.copy_bytes_per_s) for row in found]
+    found: dict[str, list[DecodeRow]] = defaultdict(list)
+    for group in groups([row for row in rows(run) if row.pass_ == "decode"]):
+        trusted = [row for row in group.rows if row.valid]
+        found[_name(group)] += [DecodeRow(row, memory, run.ceilings.copy_bytes_per_s) for row in trusted]
+    tables = []
+    for name, members in found.items():
+        members.sort(key=lambda one: (one.row.ctx, one.row.batch, one.row.median_ms or 0.0))
+        degrees = sorted({one.row.p for one in members if one.row.family in POWER and one.row.p})
+        tables.append(DecodeTable(name, members, [said for p in degrees for said in sentences(members, p)]))
+    return [table for table in tables if table.rows]
+
+
+def _name(group: Group) -> str:
+    setting = replace(group.setting, batch=None)
+    return f"{setting.text}, {setting.details}"
 
 
 def batch_crossovers(found: Sequence[DecodeRow], p: int) -> dict[int, Crossover]:
     """At each context where power attention of degree p becomes faster than the best softmax as the batch grows.
 
-    Both are the fastest rows of their kind at each batch; contexts where they share no batch are left out. The rows
-    have to be of one setting (dtype, heads, head dimension).
+    Both are the fastest rows of their kind at each batch, which stands in the place of the context in what is returned;
+    contexts where they share no batch are left out. The rows are those of one `DecodeTable`.
     """
-    power: dict[int, dict[int, float]] = defaultdict(dict)
-    softmax: dict[int, dict[int, float]] = defaultdict(dict)
+    power: dict[int, dict[int, Row]] = defaultdict(dict)
+    softmax: dict[int, dict[int, Row]] = defaultdict(dict)
     for one in found:
         row = one.row
-        kind = power if row.family == "power" and row.p == p else softmax if row.family in SOFTMAX else None
-        if kind is not None and row.median_ms is not None:
-            held = kind[row.ctx].get(row.batch, row.median_ms)
-            kind[row.ctx][row.batch] = min(held, row.median_ms)
-    between = {ctx: crossover(power[ctx], softmax[ctx]) for ctx in sorted(power.keys() & softmax.keys())}
+        kind = power if row.family in POWER and row.p == p else softmax if row.family in SOFTMAX else None
+        if kind is not None:
+            kind[row.ctx].setdefault(row.batch, row)  # the first is the fastest
+    between = {ctx: compare(power[ctx], softmax[ctx]) for ctx in sorted(power.keys() & softmax.keys())}
     return {ctx: one for ctx, one in between.items() if one.contexts}
 
 
 def sentences(found: Sequence[DecodeRow], p: int) -> list[str]:
     """One a context: from which batch on power attention wins, and by how much at the largest."""
-    said = []
-    for ctx, between in batch_crossovers(found, p).items():
-        batches = [str(batch) for batch in between.contexts]
-        assert between.speedup is not None  # they share a batch
-        last = (
-            f"at batch {batches[-1]} power attention (p = {p}) is {ratio_text(between.speedup)} than softmax attention"
-        )
-        last = last.replace("as fast than", "as fast as")
-        match between.verdict:
-            case "unknown":
-                said.append(f"At context {context_text(ctx)} {last}.")
-            case "always":
-                said.append(f"At context {context_text(ctx)} {last}, and faster at every batch measured.")
-            case "never":
-                said.append(f"At context {context_text(ctx)} {last}, and faster at no batch measured.")
-            case _:
-                said.append(f"At context {context_text(ctx)} {last}; the lead changes at batch {_listed(between)}.")
-    return said
+    return [
+        f"At context {context_text(ctx)} and batch {between.contexts[-1]} power attention (p = {p}) is "
+        f"{_how_fast(between)} softmax attention{_over_batches(between)}."
+        for ctx, between in batch_crossovers(found, p).items()
+    ]
 
 
-def _listed(between: Crossover) -> str:
-    return ", ".join(significant(batch) for batch in between.at)
+def _how_fast(between: Crossover) -> str:
+    assert between.speedup is not None  # they share a batch
+    ratio = ratio_text(between.speedup)
+    level = between.leads[-1] == 0 or ratio == "as fast"
+    return "as fast within the noise as" if level else f"{ratio} than"
+
+
+def _over_batches(between: Crossover) -> str:
+    match between.verdict:
+        case "unknown" | "level":
+            return ""
+        case "always":
+            return ", and faster at every batch measured"
+        case "never":
+            return ", and faster at no batch measured"
+        case _:
+            return f"; the lead changes at batch {', '.join(_place(crossing) for crossing in between.crossings)}"
+
+
+def _place(crossing: Crossing) -> str:
+    """A batch between those measured, with its 95 % interval."""
+    if crossing.low is None or crossing.high is None:
+        return significant(crossing.at)
+    return f"{significant(crossing.at)} ({significant(crossing.low)}..{significant(crossing.high)})"

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from powerbench.reports.phases import PHASE_COLUMNS, phase_rows, phase_values
-from powerbench.reports.rows import COLUMNS, rows, values
+from powerbench.reports.rows import COLUMNS, Row, rows, values
 from powerbench.results.model import Run
 
 _INTEGERS = (
-    "p",
-    "d_tile",
-    "chunk_size",
-    "ctx",
-    "batch",
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "n",
-    "value_dim",
-    "retakes",
-    "sequence_bytes",
+    *("p", "d_tile", "chunk_size", "ctx", "batch", "heads", "kv_heads", "head_dim", "n", "value_dim", "retakes"),
+    *("window", "sequence_bytes"),
 )
 _FLOATS = (
     *("median_ms", "ci_low_ms", "ci_high_ms", "tokens_per_s", "useful_tflops", "executed_tflops", "intensity"),
@@ -33,8 +25,12 @@ _TYPES = dict.fromkeys(_INTEGERS, "Int64") | dict.fromkeys(_FLOATS, "float64") |
 
 def tidy(run: Run) -> pd.DataFrame:
     """One row a case; the columns are `rows.COLUMNS`, units as in `rows.Row`; missing numbers are NaN or <NA>."""
-    frame = pd.DataFrame([values(row) for row in rows(run)], columns=list(COLUMNS))
-    return _typed(frame)
+    return tidy_rows(rows(run))
+
+
+def tidy_rows(all_rows: Iterable[Row]) -> pd.DataFrame:
+    """The same of rows that are there already."""
+    return _typed(pd.DataFrame([values(row) for row in all_rows], columns=list(COLUMNS)))
 
 
 def tidy_phases(run: Run) -> pd.DataFrame:

@@ -1,11 +1,44 @@
-"""What a run knows of its machine beyond names, as the page lists it: settings of the GPU, samples of each ceiling."""
+"""What a run knows of its machine, as the page lists it: names, versions, settings of the GPU, each ceiling."""
 
 from __future__ import annotations
 
 from powerbench.nvml import UNAVAILABLE
 from powerbench.reports.ceilings import ceiling_rows
-from powerbench.results.model import Environment
+from powerbench.reports.text import si, significant
+from powerbench.results.model import Environment, Run
 from powerbench.roofline import Ceilings
+
+_GIB = 2**30
+
+
+def environment_lines(run: Run) -> list[tuple[str, str]]:
+    """(name, value) pairs: what ran on which machine with which versions."""
+    machine: Environment = run.header.environment
+    packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    cores = "threads" if machine.device_type == "cpu" else "multiprocessors"
+    pairs: list[tuple[str, str | None]] = [
+        ("Device", f"{machine.device}, {machine.cores} {cores}, {machine.memory_bytes / _GIB:.0f} GiB"),
+        ("CPU", machine.cpu),
+        ("Driver", machine.driver),
+        *gpu_facts(machine),
+        ("System", f"{machine.os}, Python {machine.python}"),
+        ("Packages", packages),
+        ("powerbench", f"{machine.powerbench}, commit {machine.commit or 'unknown'}"),
+        ("Run", f"suite {run.header.suite}, seed {run.header.seed}, started {run.header.started}"),
+        ("File", run.path),
+    ]
+    return [(name, value) for name, value in pairs if value]
+
+
+def ceiling_lines(ceilings: Ceilings, device: str) -> list[tuple[str, str]]:
+    """(name, value) pairs: the rates that the roofline uses, then every ceiling that is stored with its samples."""
+    matmul = [
+        (f"{dtype} matmul", f"{significant(rate / 1e12)} TFLOP/s, above {significant(rate / ceilings.copy_bytes_per_s)}"
+         " FLOP/byte")
+        for dtype, rate in ceilings.matmul_flops_per_s.items()
+    ]  # fmt: skip
+    copy = ("Copy bandwidth", f"{si(ceilings.copy_bytes_per_s, ' ')}B/s")
+    return [*matmul, copy, ("Source", ceilings.source), *ceiling_facts(ceilings, device)]
 
 
 def gpu_facts(machine: Environment) -> list[tuple[str, str]]:

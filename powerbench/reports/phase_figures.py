@@ -1,94 +1,100 @@
-"""Phases in the page's figures: their points under the roof, and where the time of a contestant's call goes."""
+"""Where the time of a call goes: its phases as stacked bars, against context, chunk and degree."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 
-import plotly.graph_objects as go
-
-from powerbench.crossover import context_text, percent_text
-from powerbench.reports.curves import Curve
-from powerbench.reports.parts import Figure, empty_figure
-from powerbench.reports.phases import PhaseRow, phase_names, placed_phases
+from powerbench.crossover import context_text
+from powerbench.reports.chart import Axis, Chart, Point, Series
+from powerbench.reports.curves import Curve, Group
+from powerbench.reports.facets import facets
+from powerbench.reports.phases import PhaseRow, PhasesByCase, curves_with_phases, phase_names
+from powerbench.reports.rows import Row
 from powerbench.reports.style import Style, tint
-from powerbench.reports.text import significant
+
+_CAPTION = (
+    "Each phase alone; the stroke is the whole call. A bar may end before it (gaps between phases, one that failed) "
+    "or beyond it (in the call, a phase finds data in the cache)."
+)
+
+Stack = tuple[str, Sequence[PhaseRow]]  # what stands before a bar, and the phases it is made of
 
 
-def phase_trace(curve: Curve, style: Style, points: Sequence[Sequence[PhaseRow]]) -> Figure:
-    """Executed TFLOP/s against intensity: small hollow markers in the look of the contestant, which goes with them."""
-    placed = placed_phases(points)
-    return go.Scatter(
-        x=[phase.intensity for phase in placed],
-        y=[phase.executed_tflops for phase in placed],
-        name=escape(f"{curve.label}: phases"),
-        meta=curve.label,  # what the page's legend switches on and off
-        mode="markers",
-        marker={"symbol": f"{style.marker[0]}-open", "size": 5, "color": style.color, "line": {"width": 1.2}},
-        text=[phase_hover(phase) for phase in placed],
-        hovertemplate="%{text}<extra></extra>",
-    )
+def time_by_phase(group: Group, look: Mapping[str, Style], phases: PhasesByCase) -> list[Chart]:
+    """For each contestant that was taken apart, bars against context, and against chunk and degree where those vary."""
+    found = curves_with_phases(group, phases)
+    result = []
+    for number, (curve, points) in enumerate(found, start=1):
+        by_context = [(context_text(members[0].case.ctx), members) for members in points]
+        result.append(_bars(f"phases-{number}", curve, group, look, by_context, "context", "fastest choice"))
+        by_chunk = _by_chunk(curve, group, phases)
+        if len(by_chunk) > 1:
+            case = by_chunk[0][1][0].case
+            where = f"{context_text(case.ctx)} tokens, d_tile = {case.d_tile}"
+            result.append(_bars(f"phases-{number}-chunk", curve, group, look, by_chunk, "chunk", where))
+    return [*result, *_by_degree(group, look, found)]
 
 
-def phase_bars(curve: Curve, style: Style, points: Sequence[Sequence[PhaseRow]]) -> Figure:
-    """A bar for each context, made of the shares of the phases; a line where the whole call is."""
-    figure = empty_figure("share of the whole call's time", "context (tokens)")
-    for number, name in enumerate(phase_names(points)):
-        parts = [(i, phase) for i, members in enumerate(points) for phase in members if phase.phase == name]
-        known = [(i, phase) for i, phase in parts if phase.share is not None]
-        figure.add_trace(
-            go.Bar(
-                x=[phase.share for _, phase in known],
-                y=[i for i, _ in known],
-                orientation="h",
-                name=escape(name),
-                meta=curve.label,
-                marker={"color": tint(style.color, number), "line": {"color": "#fff", "width": 1}},
-                text=[escape(name)] * len(known),
-                textposition="inside",
-                insidetextanchor="middle",
-                textangle=0,
-                hovertext=[phase_hover(phase) for _, phase in known],
-                hovertemplate="%{hovertext}<extra></extra>",
-            )
-        )
-    figure.add_vline(x=1, line={"color": "#888", "width": 2})
-    contexts = [context_text(members[0].case.ctx) for members in points]
-    figure.update_xaxes(type="linear", rangemode="tozero", tickformat=".0%")
-    figure.update_yaxes(
-        type="linear", autorange="reversed", tickvals=list(range(len(points))), ticktext=contexts, showgrid=False
-    )
-    legend = {
-        "orientation": "h",
-        "traceorder": "normal",
-        "yref": "container",  # at the bottom: above the bars the page has its buttons
-        "y": 0,
-        "yanchor": "bottom",
-        "font": {"size": 11},
-        "bgcolor": "rgba(0,0,0,0)",
-    }
-    figure.update_layout(
-        barmode="stack", bargap=0.25, showlegend=True, legend=legend, uniformtext={"mode": "hide", "minsize": 10}
-    )
-    return figure
-
-
-def phase_hover(phase: PhaseRow) -> str:
-    """What a phase says of itself, in plotly's little HTML."""
-    case = phase.case
-    spread = " ({} to {})".format(*map(significant, phase.interval_ms)) if phase.interval_ms else ""
-    share = f", {percent_text(phase.share)} of the whole call" if phase.share is not None else ""
-    lines = [
-        f"<b>{escape(phase.phase)}</b> of {escape(case.kernel)} {case.params_text}",
-        f"{context_text(case.ctx)} tokens, batch {case.batch}",
-        f"{significant(phase.median_ms or 0)} ms{spread} alone, n = {phase.n}{share}",
+def _by_chunk(curve: Curve, group: Group, phases: PhasesByCase) -> list[Stack]:
+    """At the largest context with phases, with the d_tile of the fastest choice there."""
+    best = next(row for row in reversed(curve.points.values()) if row.case_id in phases)
+    same = [
+        row
+        for row in group.rows
+        if (row.kernel, row.p, row.ctx, row.d_tile) == (best.kernel, best.p, best.ctx, best.d_tile)
+        and row.case_id in phases
+        and row.chunk_size is not None
     ]
-    if phase.gb_per_s is not None:
-        work = [f"{significant(phase.executed_tflops)} executed TFLOP/s"] if phase.executed_tflops else []
-        lines.append(", ".join([*work, f"{significant(phase.gb_per_s)} GB/s"]))
-    if phase.roof_fraction is not None:
-        where = f"{significant(phase.intensity)} FLOP/byte, " if phase.intensity else ""
-        lines.append(f"{where}{phase.bound} bound, {percent_text(phase.roof_fraction)} of roof")
-    if phase.reason:
-        lines.append(f"<b>{escape(phase.reason)}</b>")
-    return "<br>".join(lines)
+    return [(str(row.chunk_size), phases[row.case_id]) for row in sorted(same, key=lambda row: row.chunk_size or 0)]
+
+
+def _by_degree(
+    group: Group, look: Mapping[str, Style], found: Sequence[tuple[Curve, Sequence[Sequence[PhaseRow]]]]
+) -> list[Chart]:
+    """For each kernel that was taken apart at several degrees, at the largest context that all of them have."""
+    kernels: dict[str, list[tuple[Curve, dict[int, Sequence[PhaseRow]]]]] = {}
+    for curve, points in found:
+        kernels.setdefault(curve.kernel, []).append((curve, {members[0].case.ctx: members for members in points}))
+    result = []
+    for number, (kernel, members) in enumerate(kernels.items(), start=1):
+        shared = set.intersection(*(set(points) for _, points in members))
+        if len(members) < 2 or not shared:
+            continue
+        ctx = max(shared)
+        stacks = [(f"p = {curve.p}", points[ctx]) for curve, points in members]
+        whole = Curve(kernel, None, members[0][0].family, {})
+        where = f"{context_text(ctx)} tokens, fastest choice"
+        looks = {kernel: look[members[0][0].label]}
+        result.append(_bars(f"phases-p-{number}", whole, group, looks, stacks, "degree", where))
+    return result
+
+
+def _bars(
+    name: str, curve: Curve, group: Group, look: Mapping[str, Style], stacks: Sequence[Stack], axis: str, where: str
+) -> Chart:
+    own, style = facets(curve, group.setting), look[curve.label]
+    series = []
+    for number, phase_name in enumerate(phase_names([members for _, members in stacks])):
+        points = [
+            Point(phase.median_ms, place, phase, words=phase_name)
+            for place, (_, members) in enumerate(stacks)
+            for phase in members
+            if phase.phase == phase_name and phase.median_ms is not None
+        ]
+        series.append(Series(phase_name, points, style._replace(color=tint(style.color, number)), "bar", own))
+    whole = [Point(row.median_ms or 0, i, row) for i, row in enumerate(_cases(stacks))]
+    series.append(Series("whole call", whole, style, "mark", own, key=False))
+    return Chart(
+        name,
+        f"Time by phase against {axis}: {curve.label}",
+        f"{where[0].upper()}{where[1:]}. {_CAPTION}",
+        Axis("time (ms)", "linear"),
+        Axis(axis, "category", tuple((i, text) for i, (text, _) in enumerate(stacks))),
+        series,
+        legend=True,
+        height=150 + 34 * len(stacks),
+    )
+
+
+def _cases(stacks: Sequence[Stack]) -> list[Row]:
+    return [members[0].case for _, members in stacks]

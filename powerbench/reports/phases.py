@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from powerbench.bootstrap import interval
 from powerbench.cost import total
 from powerbench.reports.curves import Curve, Group
 from powerbench.reports.rows import COLUMNS, Row, above_roof, relative_spread, rows, values
 from powerbench.results.model import Measurement, Phase, Run
-from powerbench.results.statistics import median, median_interval
+from powerbench.results.statistics import median
 from powerbench.roofline import Ceilings, roof
 
 
@@ -29,7 +30,7 @@ class PhaseRow(msgspec.Struct, frozen=True):
     reason: str | None  # why there is no number, or why it cannot be trusted
     n: int  # samples
     median_ms: float | None
-    ci_low_ms: float | None  # 95 % bootstrap interval of the median; None below five samples
+    ci_low_ms: float | None  # 95 % interval of the median; None below five samples
     ci_high_ms: float | None
     share: float | None  # of the whole call's median time
     useful_tflops: float | None
@@ -42,7 +43,7 @@ class PhaseRow(msgspec.Struct, frozen=True):
 
     @property
     def interval_ms(self) -> tuple[float, float] | None:
-        """95 % bootstrap interval of the median; None below five samples."""
+        """95 % interval of the median; None below five samples."""
         return None if self.ci_low_ms is None or self.ci_high_ms is None else (self.ci_low_ms, self.ci_high_ms)
 
     @property
@@ -93,17 +94,12 @@ def phase_names(points: Sequence[Sequence[PhaseRow]]) -> list[str]:
     return list(dict.fromkeys(phase.phase for members in sorted(points, key=len, reverse=True) for phase in members))
 
 
-def placed_phases(points: Sequence[Sequence[PhaseRow]]) -> list[PhaseRow]:
-    """Those with a place on the roofline; a phase without matrix products has none on its logarithmic axes."""
-    return [phase for members in points for phase in members if phase.executed_tflops and phase.intensity]
-
-
 def _phase_row(phase: Phase, measurement: Measurement, case: Row, ceilings: Ceilings) -> PhaseRow:
     launches = [launch for launch in measurement.launches if launch.name == phase.name]
     cost = total(launches)
     time_ms = median(phase.samples_ms) if phase.samples_ms else None
     seconds = time_ms / 1e3 if time_ms is not None else None
-    low_ms, high_ms = median_interval(phase.samples_ms) or (None, None)
+    low_ms, high_ms = interval((phase.samples_ms,)) or (None, None)
     under = roof(launches, case.dtype, ceilings, seconds) if seconds and cost.bytes > 0 else None
     return PhaseRow(
         case=case,

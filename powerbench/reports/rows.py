@@ -10,9 +10,10 @@ from typing import Any
 
 import msgspec
 
+from powerbench.bootstrap import interval
 from powerbench.crossover import percent_text
 from powerbench.results.model import INTERLEAVED, Measurement, Run
-from powerbench.results.statistics import median, median_interval
+from powerbench.results.statistics import median, typical
 from powerbench.roofline import Ceilings, Roof, roof
 
 HOST_BOUND = 0.1  # share of the wall time
@@ -22,7 +23,8 @@ HOST_BOUND_TEXT = "host bound: a user waits over 10 % longer than the device wor
 class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     """One case. None: not applicable or not measured. Times in ms, rates per second, fractions of 1, sizes in tokens.
 
-    The field names (with `pass`) are the tidy frame's columns and a contract; new ones go to the end.
+    The field names (with `pass`) are the tidy frame's columns and a contract, all but the last, which is none; new ones
+    go to the end, before it.
     """
 
     case_id: str
@@ -40,8 +42,8 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     status: str
     reason: str | None  # why there is no number, or why it cannot be trusted
     n: int  # samples
-    median_ms: float | None
-    ci_low_ms: float | None  # 95 % bootstrap interval of the median; None below five samples
+    median_ms: float | None  # of several visits, the geometric mean of their medians
+    ci_low_ms: float | None  # its 95 % interval (`powerbench.bootstrap`); None for a single visit of under five samples
     ci_high_ms: float | None
     tokens_per_s: float | None
     useful_tflops: float | None
@@ -72,18 +74,21 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     throttle: str | None  # what held the clock down, by NVML's names; `none` where nothing did
     throttled: bool  # among that is a slowdown, in which the GPU cannot show what it can do
     retakes: int  # rounds of samples dropped and taken again, for such a slowdown
+    window: int | None  # keys that a query of a sliding window sees; p is then the degree whose state it equals in size
+    visits: int  # in how many visits, spread over the sweep, the samples were taken
     gb_per_s: float | None  # bytes of the ledger over the time, in 1e9 bytes
     sequence_bytes: int | None  # decoding: what is kept of one sequence, a cache or a state
+    measurement: Measurement  # what the row was made of: its samples and its ledger; not a column
 
     @property
     def params_text(self) -> str:
         """The kernel's own parameters, for example `p = 2, d_tile = 16, chunk = 512`; empty when it has none."""
-        named = (("p", self.p), ("d_tile", self.d_tile), ("chunk", self.chunk_size))
+        named = (("p", self.p), ("d_tile", self.d_tile), ("chunk", self.chunk_size), ("window", self.window))
         return ", ".join(f"{name} = {value}" for name, value in named if value is not None)
 
     @property
     def interval_ms(self) -> tuple[float, float] | None:
-        """95 % bootstrap interval of the median; None below five samples."""
+        """95 % interval of the time; None where nothing is known of it."""
         if self.ci_low_ms is None or self.ci_high_ms is None:
             return None
         return self.ci_low_ms, self.ci_high_ms
@@ -94,7 +99,7 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
         return relative_spread(self.median_ms, self.interval_ms)
 
 
-COLUMNS: tuple[str, ...] = tuple(field.encode_name for field in msgspec.structs.fields(Row))
+COLUMNS: tuple[str, ...] = tuple(field.encode_name for field in msgspec.structs.fields(Row)[:-1])
 
 
 def rows(run: Run) -> list[Row]:
@@ -105,7 +110,7 @@ def rows(run: Run) -> list[Row]:
 
 def values(row: Row) -> list[object]:
     """The row's values in the order of COLUMNS."""
-    return list(msgspec.structs.astuple(row))
+    return list(msgspec.structs.astuple(row)[:-1])
 
 
 def trusted(all_rows: Iterable[Row]) -> list[Row]:
@@ -137,8 +142,9 @@ def is_host_bound(device_ms: float | None, wall_ms: float | None) -> bool:
 def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
     case, cost = measurement.case, measurement.cost
     problem, params = case.problem, case.params
-    time_ms = median(measurement.samples_ms) if measurement.samples_ms else None
-    low_ms, high_ms = median_interval(measurement.samples_ms) or (None, None)
+    visits = measurement.visits
+    time_ms = typical(visits) if visits else None
+    low_ms, high_ms = interval(visits) or (None, None)
     under = _place(measurement, time_ms, ceilings)
     seconds = time_ms / 1e3 if time_ms is not None else None
     wall_ms = median(measurement.wall_ms) if measurement.wall_ms else None
@@ -185,8 +191,11 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
         wall_ms=wall_ms,
         host_bound=host_bound,
         **_state(measurement),
+        window=params.window,
+        visits=len(visits),
         gb_per_s=cost.bytes / seconds / 1e9 if seconds and measurement.launches else None,
         sequence_bytes=measurement.sequence_bytes,
+        measurement=measurement,
     )
 
 

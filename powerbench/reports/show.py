@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
-import msgspec
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from powerbench.crossover import context_text, percent_text
-from powerbench.reports.answers import answers, setting_names
-from powerbench.reports.curves import Curve, Group, groups
+from powerbench.reports.answers import answers
+from powerbench.reports.curves import Curve, Group, groups, setting_names
 from powerbench.reports.phase_table import (
     PHASE_LEGEND,
     phase_cases,
@@ -24,14 +21,15 @@ from powerbench.reports.phase_table import (
     phase_reasons,
 )
 from powerbench.reports.phases import PHASE_COLUMNS, PhasesByCase, curves_with_phases, phase_rows, phase_values
-from powerbench.reports.rows import Row, rows
+from powerbench.reports.rows import COLUMNS, Row, rows, values
+from powerbench.reports.tables import empty_table, json_text, markdown_table, markdown_text
 from powerbench.reports.text import Column, or_empty, printable, si, significant, telling
 from powerbench.results.model import Run
 
 FORMATS = ("table", "csv", "json", "markdown")
 
 LEGEND = (
-    "* fastest at its context. ±: 95 % bootstrap interval of the median. TFLOP/s: useful work only. "
+    "* fastest at its context. ±: 95 % interval of the time. TFLOP/s: useful work only. "
     "roof: of this machine's roofline, with the bound it meets there."
 )
 
@@ -53,7 +51,7 @@ def render(run: Run, format: str, *, width: int = 100) -> str:
         case "markdown":
             return _render_markdown(run)
         case "json":
-            return msgspec.json.format(msgspec.json.encode(rows(run)), indent=2).decode() + "\n"
+            return json_text(dict(zip(COLUMNS, values(row), strict=True)) for row in rows(run))
         case "csv":
             from powerbench.reports.frames import tidy  # noqa: PLC0415  pandas is slow to import: only csv pays
 
@@ -69,8 +67,7 @@ def render_phases(run: Run, format: str) -> str:
         return tidy_phases(run).to_csv(index=False)
     if format == "json":
         found = [phase for phases in phase_rows(run).values() for phase in phases]
-        records = [dict(zip(PHASE_COLUMNS, phase_values(phase), strict=True)) for phase in found]
-        return msgspec.json.format(msgspec.json.encode(records), indent=2).decode() + "\n"
+        return json_text(dict(zip(PHASE_COLUMNS, phase_values(phase), strict=True)) for phase in found)
     raise ValueError(f"format of the phases has to be csv or json, not {format!r}")
 
 
@@ -96,6 +93,8 @@ def print_run(run: Run, console: Console) -> None:
     for answer in answers(run):
         console.print()
         console.print(Text(printable(answer.text)))
+        for text in answer.predictions:
+            console.print(Text(printable(text), style="italic"))
 
 
 def columns(group: Group) -> list[Column[Row]]:
@@ -107,6 +106,7 @@ def columns(group: Group) -> list[Column[Row]]:
         Column("p", lambda row: or_empty(row.p)),
         Column("d_tile", lambda row: or_empty(row.d_tile)),
         Column("chunk", lambda row: or_empty(row.chunk_size)),
+        Column("window", lambda row: or_empty(row.window)),
         Column("ms", lambda row: or_empty(row.median_ms, significant) if row.valid else _state(row)),
         Column("±", lambda row: or_empty(row.spread, percent_text) if row.valid else ""),
         # no speed of a time that cannot be trusted; its share of the roof says why
@@ -147,16 +147,9 @@ def reasons(all_rows: Iterable[Row]) -> list[str]:
     ]
 
 
-def _empty_table(shown: Iterable[Column[Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for column in shown:
-        table.add_column(column.heading, justify="right" if column.is_number else "left", no_wrap=column.is_number)
-    return table
-
-
 def _rich_table(group: Group) -> Table:
     shown, best = columns(group), fastest(group)
-    table = _empty_table(shown)
+    table = empty_table(shown)
     previous = None
     for row in ordered(group):
         if previous not in (None, row.ctx):
@@ -169,7 +162,7 @@ def _rich_table(group: Group) -> Table:
 
 def _rich_phases(group: Group, phases: PhasesByCase) -> Table:
     shown = phase_columns(group, phases)
-    table = _empty_table(shown)
+    table = empty_table(shown)
     for case in phase_cases(group, phases):
         table.add_section()
         for phase, cells in zip(case, phase_cells(shown, case), strict=True):
@@ -185,41 +178,27 @@ def _cell(column: Column[Row], row: Row, best: set[str]) -> str:
 def _render_markdown(run: Run) -> str:
     found, phases = groups(rows(run)), phase_rows(run)
     machine = run.header.environment
-    lines = [f"**powerbench on {_markdown(machine.device)}** (`{printable(run.header.command).replace('`', '')}`)", ""]
-    lines += [f"- {_markdown(answer.text)}" for answer in answers(run)]
-    lines += [f"- warning: {_markdown(warning)}" for warning in (*run.warnings, *run.spoilers)]
+    command = printable(run.header.command).replace("`", "")
+    lines = [f"**powerbench on {markdown_text(machine.device)}** (`{command}`)", ""]
+    for answer in answers(run):
+        lines += [f"- {markdown_text(answer.text)}", *(f"  - {markdown_text(text)}" for text in answer.predictions)]
+    lines += [f"- warning: {markdown_text(warning)}" for warning in (*run.warnings, *run.spoilers)]
     for group, name in zip(found, setting_names(found), strict=True):
         shown, best = columns(group), fastest(group)
-        lines += ["", f"### {_markdown(_title(group, name))}", ""]
+        lines += ["", f"### {markdown_text(_title(group, name))}", ""]
         cells = [[_cell(column, row, best) for column in shown] for row in ordered(group)]
-        lines += [*_markdown_table(shown, cells), "", *(f"- {_markdown(reason)}" for reason in reasons(ordered(group)))]
+        lines += [
+            *markdown_table(shown, cells),
+            "",
+            *(f"- {markdown_text(reason)}" for reason in reasons(ordered(group))),
+        ]
         if curves_with_phases(group, phases):
             parts = phase_columns(group, phases)
             cells = [line for case in phase_cases(group, phases) for line in phase_cells(parts, case)]
-            lines += ["", *_markdown_table(parts, cells), ""]
-            lines += [f"- {_markdown(reason)}" for reason in phase_reasons(group, phases)]
+            lines += ["", *markdown_table(parts, cells), ""]
+            lines += [f"- {markdown_text(reason)}" for reason in phase_reasons(group, phases)]
     lines += ["", LEGEND.replace("*", r"\*") if found else EMPTY, *([PHASE_LEGEND] if phases else [])]
     return "\n".join(lines) + "\n"
-
-
-def _markdown_table(shown: Sequence[Column[Any]], cells: Iterable[Sequence[str]]) -> list[str]:
-    return [
-        _markdown_row([column.heading for column in shown]),
-        _markdown_row(["---:" if column.is_number else ":---" for column in shown]),
-        *(_markdown_row([_markdown(cell) for cell in line]) for line in cells),
-    ]
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _markdown(text: str) -> str:
-    """Text that shows as itself: no markup, no HTML, no cell or line breaks."""
-    text = printable(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
-    for mark in "|*`[]":
-        text = text.replace(mark, f"\\{mark}")
-    return text
 
 
 def _title(group: Group, name: str) -> str:

@@ -57,6 +57,12 @@ def tint(color: str, number: int) -> str:
     return f"#{''.join(f'{part:02x}' for part in parts)}"
 
 
+def is_dark(color: str) -> bool:
+    """Whether white is easier to read on this colour (#rrggbb) than black."""
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return 0.299 * red + 0.587 * green + 0.114 * blue < 140
+
+
 def context_ticks(contexts: Iterable[int]) -> tuple[list[int], list[str]]:
     """Ticks for a logarithmic context axis: the measured contexts, or powers of two where those are too many."""
     ticks = sorted(set(contexts))
@@ -81,7 +87,7 @@ def roof_axes(peak_tflops: float, copy_bytes_per_s: float, points: Iterable[tupl
     x = [math.floor(math.log10(ridge)) - 1, math.floor(math.log10(ridge)) + 3]
     decade = 10.0 ** math.floor(math.log10(1.3 * peak_tflops))
     top = next(step * decade for step in (2, 5, 10) if step * decade > 1.3 * peak_tflops)
-    y = [top / 1000, top]
+    y = [top / 200, top]
     for intensity, tflops in points:
         x = [min(x[0], math.floor(math.log10(intensity))), max(x[1], math.ceil(math.log10(intensity)))]
         while tflops < y[0]:

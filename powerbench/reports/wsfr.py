@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from powerbench.models import DEFAULT, Model, presets
-from powerbench.reports.figures import Drawn
+from powerbench.reports.chart import Chart
 from powerbench.reports.style import COLORS, DASHES, MARKERS, Style
 from powerbench.reports.wsfr_figures import cache_figure, degree_figure, measured_figure, ratio_figure
 from powerbench.reports.wsfr_frame import tidy_measured, tidy_wsfr
@@ -30,7 +30,7 @@ class WsfrSection:
     analysis: Analysis
     answers: list[str]
     measured: list[MeasuredSetting]
-    drawn: list[Drawn]
+    charts: list[Chart]
     look: list[tuple[str, Style]]
     frame: pd.DataFrame  # `tidy_wsfr`
     measured_frame: pd.DataFrame  # `tidy_measured`; empty where the runs have nothing of this head dimension
@@ -57,15 +57,15 @@ def _section(runs: Sequence[Run], model: Model) -> WsfrSection:
         for setting in measured_settings(run, model, prefix)
     ]
     look = _styles([*(variant.name for variant in analysis.variants), *(label for s in settings for label in s.curves)])
-    drawn = [ratio_figure(analysis, look), degree_figure(analysis, look), cache_figure(analysis, look)]
-    drawn += [measured_figure(setting, look, number) for number, setting in enumerate(settings, start=1)]
+    charts = [ratio_figure(analysis, look), degree_figure(analysis, look), cache_figure(analysis, look)]
+    charts += [measured_figure(setting, look, number) for number, setting in enumerate(settings, start=1)]
     rows = [row for setting in settings for curve in setting.curves.values() for row in curve]
     return WsfrSection(
         model=model,
         analysis=analysis,
         answers=[*analysis.sentences, *(f"{s.name}. {' '.join(s.sentences)}" for s in settings)],
         measured=settings,
-        drawn=drawn,
+        charts=charts,
         look=list(look.items()),
         frame=tidy_wsfr([analysis]),
         measured_frame=tidy_measured(rows),

@@ -1,16 +1,13 @@
-"""Interactive figures of the weight-state ratio: one function a figure, in the style of the page's others."""
+"""Figures of the weight-state ratio: one function a figure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-import plotly.graph_objects as go
-
 from powerbench.crossover import context_text
-from powerbench.reports.figures import Drawn
-from powerbench.reports.parts import Figure, empty_figure
+from powerbench.reports.chart import Axis, Chart, Point, Rule, Series
 from powerbench.reports.style import Style, context_ticks
 from powerbench.reports.text import si, significant
 from powerbench.reports.wsfr_measured import MeasuredRow, MeasuredSetting
@@ -20,135 +17,113 @@ from powerbench.wsfr import ratio_text
 
 CACHES = ("softmax", "window", "hybrid", "latent")  # kinds of attention that keep keys and values, or their latent
 
+Look = Mapping[str, Style]
 
-def ratio_figure(analysis: Analysis, look: Mapping[str, Style]) -> Drawn:
+
+def ratio_figure(analysis: Analysis, look: Look) -> Chart:
     """WSFR against context, log-log, a curve an attention."""
-    figure = _over_context("weight FLOPs / state FLOPs", analysis.contexts)
-    _balance_line(figure)
-    for variant in analysis.variants:
-        rows = [row for row in analysis.rows if row.attention == variant.name]
-        figure.add_trace(_trace(variant.name, look[variant.name], rows, [row.wsfr for row in rows]))
-    ticks, texts = ratio_ticks(row.wsfr for row in analysis.rows)
-    figure.update_yaxes(tickvals=ticks, ticktext=texts)
-    return Drawn(
+    return Chart(
         "wsfr",
         f"Weight-state FLOP ratio of {analysis.model.name}",
         "Above the line the weights take more FLOPs than the state, below it fewer; on it the model is balanced "
         "(arXiv 2507.04239). Counted, not measured; power attention in the cheaper of its two forms.",
-        figure,
+        _contexts(analysis.contexts),
+        Axis("weight FLOPs / state FLOPs", ticks=ratio_ticks(row.wsfr for row in analysis.rows)),
+        [
+            _series(variant.name, look, [(row.ctx, row.wsfr, row) for row in analysis.rows if _is(row, variant.name)])
+            for variant in analysis.variants
+        ],
+        (_balance(analysis.contexts),),
     )
 
 
-def degree_figure(analysis: Analysis, look: Mapping[str, Style]) -> Drawn:
+def degree_figure(analysis: Analysis, look: Look) -> Chart:
     """Bytes of a sequence's state against the degree p."""
     rows = [row for row in analysis.rows if row.p is not None and row.ctx == analysis.contexts[-1]]
-    figure = empty_figure("degree p", f"bytes a sequence ({analysis.dtype})")
-    figure.update_xaxes(
-        type="linear", tickvals=[row.p for row in rows], range=[0.5, max(row.p or 0 for row in rows) + 0.5]
-    )
+    degrees = sorted({row.p or 0 for row in rows})
+    series = []
     for row in rows:
-        trace = _trace(row.attention, look[row.attention], [row], [row.state_bytes])
-        trace.update(x=[row.p], mode="markers")
-        trace.marker.size = 11
-        figure.add_trace(trace)
-    _byte_axis(figure, analysis)
-    return Drawn(
+        points = [Point(row.p or 0, row.state_bytes, says=_hover(row))]
+        series.append(Series(row.attention, points, look[row.attention], "points", {"curve": row.attention}))
+    return Chart(
         "state-bytes",
         "State against degree",
         "Power attention keeps as much however long the context. The same scale as the figure of KV caches.",
-        figure,
+        Axis("degree p", "linear", tuple((p, str(p)) for p in degrees), (0.5, max(degrees, default=1) + 0.5)),
+        _bytes(analysis),
+        series,
     )
 
 
-def cache_figure(analysis: Analysis, look: Mapping[str, Style]) -> Drawn:
+def cache_figure(analysis: Analysis, look: Look) -> Chart:
     """Bytes of a sequence's KV cache against context."""
-    figure = _over_context(f"bytes a sequence ({analysis.dtype})", analysis.contexts)
+    series = []
     for variant in analysis.variants:
-        rows = [row for row in analysis.rows if row.attention == variant.name and row.kind in CACHES]
+        rows = [row for row in analysis.rows if _is(row, variant.name) and row.kind in CACHES]
         if rows:
-            figure.add_trace(_trace(variant.name, look[variant.name], rows, [row.state_bytes for row in rows]))
-    _byte_axis(figure, analysis)
-    return Drawn(
+            series.append(_series(variant.name, look, [(row.ctx, row.state_bytes, row) for row in rows]))
+    return Chart(
         "cache-bytes",
         "KV cache against context",
         "What softmax attention keeps of one sequence, over all layers and key/value heads.",
-        figure,
+        _contexts(analysis.contexts),
+        _bytes(analysis),
+        series,
     )
 
 
-def measured_figure(setting: MeasuredSetting, look: Mapping[str, Style], number: int) -> Drawn:
+def measured_figure(setting: MeasuredSetting, look: Look, number: int) -> Chart:
     """The ratio in measured time against context, a curve a kernel, with the interval of each median."""
     rows = [row for found in setting.curves.values() for row in found]
-    figure = _over_context("time of weights / time of attention", sorted({row.ctx for row in rows}))
-    _balance_line(figure)
+    contexts = sorted({row.ctx for row in rows})
+    series = []
     for label, found in setting.curves.items():
-        trace = _trace(label, look[label], found, [row.time_ratio for row in found])
-        trace.error_y = {
-            "type": "data",
-            "symmetric": False,
-            "array": [(row.high or row.time_ratio) - row.time_ratio for row in found],
-            "arrayminus": [row.time_ratio - (row.low or row.time_ratio) for row in found],
-            "thickness": 1,
-            "width": 3,
-        }
-        figure.add_trace(trace)
-    ticks, texts = ratio_ticks(row.time_ratio for row in rows)
-    figure.update_yaxes(tickvals=ticks, ticktext=texts)
-    return Drawn(
+        points = [Point(row.ctx, row.time_ratio, None, row.low, row.high, says=_measured_hover(row)) for row in found]
+        series.append(Series(label, points, look[label], "line", {"curve": label}))
+    return Chart(
         f"wsfr-time-{number}",
         f"Measured time, weights to attention: {setting.name}",
         "Attention as measured, scaled to the model's heads and layers; weights at the run's measured matmul rate, the "
         "best they could do. Below the line attention takes the larger part of the time.",
-        figure,
+        _contexts(contexts),
+        Axis("time of weights / time of attention", ticks=ratio_ticks(row.time_ratio for row in rows)),
+        series,
+        (_balance(contexts),),
     )
 
 
-def ratio_ticks(ratios: object) -> tuple[list[float], list[str]]:
+def ratio_ticks(ratios: Iterable[float]) -> tuple[tuple[float, str], ...]:
     """Ticks of a ratio's axis: powers of ten (or two) written as 8:1 and 1:8."""
-    known = [*ratios, 1.0]  # type: ignore[misc]
+    known = [*ratios, 1.0]
     base = 10 if max(known) / min(known) > 100 else 2
     low, high = math.floor(math.log(min(known), base)), math.ceil(math.log(max(known), base))
     ticks = [float(base) ** i for i in range(low, high + 1)]
-    return ticks, [ratio_text(tick) for tick in ticks]
+    return tuple((tick, ratio_text(tick)) for tick in ticks)
 
 
-def byte_ticks(rows: Sequence[WsfrRow]) -> tuple[list[int], list[str]]:
-    """Ticks of an axis for all states and caches of an analysis: powers of 16, in binary units."""
-    low = math.floor(math.log2(min(row.state_bytes for row in rows)) / 4)
-    high = math.ceil(math.log2(max(row.state_bytes for row in rows)) / 4)
+def _bytes(analysis: Analysis) -> Axis:
+    """One axis for all states and caches, so that both figures can be read beside each other: powers of 16."""
+    sizes = [row.state_bytes for row in analysis.rows]
+    low, high = math.floor(math.log2(min(sizes)) / 4), math.ceil(math.log2(max(sizes)) / 4)
     ticks = [16**i for i in range(low, high + 1)]
-    return ticks, [bytes_text(tick) for tick in ticks]
+    title = f"bytes a sequence ({analysis.dtype})"
+    return Axis(title, ticks=tuple((tick, bytes_text(tick)) for tick in ticks), range=(ticks[0], ticks[-1]))
 
 
-def _over_context(y_title: str, contexts: Sequence[int]) -> Figure:
-    figure = empty_figure("context (tokens)", y_title)
-    ticks, texts = context_ticks(contexts)
-    figure.update_xaxes(tickvals=ticks, ticktext=texts)
-    return figure
+def _contexts(contexts: Sequence[int]) -> Axis:
+    return Axis("context (tokens)", ticks=tuple(zip(*context_ticks(contexts), strict=True)))
 
 
-def _balance_line(figure: Figure) -> None:
-    figure.add_hline(y=1, line={"color": "#888", "width": 2})
+def _balance(contexts: Sequence[int]) -> Rule:
+    return Rule(((contexts[0], 1.0), (contexts[-1], 1.0)))
 
 
-def _byte_axis(figure: Figure, analysis: Analysis) -> None:
-    """One range for both figures of bytes, so that they can be read beside each other."""
-    ticks, texts = byte_ticks(analysis.rows)
-    figure.update_yaxes(tickvals=ticks, ticktext=texts, range=[math.log10(ticks[0]), math.log10(ticks[-1])])
+def _is(row: WsfrRow, name: str) -> bool:
+    return row.attention == name
 
 
-def _trace(label: str, style: Style, rows: Sequence[WsfrRow] | Sequence[MeasuredRow], y: Sequence[float]) -> Figure:
-    return go.Scatter(
-        x=[row.ctx for row in rows],
-        y=list(y),
-        name=escape(label),
-        meta=label,  # what the page's legend switches on and off
-        mode="lines+markers",
-        line={"color": style.color, "dash": style.dash[0], "width": 2},
-        marker={"symbol": style.marker[0], "size": 6, "color": style.color},
-        text=[_measured_hover(row) if isinstance(row, MeasuredRow) else _hover(row) for row in rows],
-        hovertemplate="%{text}<extra></extra>",
-    )
+def _series(name: str, look: Look, places: Sequence[tuple[int, float, WsfrRow]]) -> Series:
+    return Series(name, [Point(x, y, says=_hover(row)) for x, y, row in places], look[name], "line", {"curve": name})
 
 
 def _hover(row: WsfrRow) -> str:

@@ -14,8 +14,7 @@ import msgspec
 
 from powerbench.crossover import crossover
 from powerbench.models import Model
-from powerbench.reports.answers import setting_names
-from powerbench.reports.curves import Group, groups
+from powerbench.reports.curves import Group, groups, setting_names
 from powerbench.reports.rows import Row, rows
 from powerbench.results.model import Run
 
@@ -121,8 +120,9 @@ def _row(row: Row, model: Model, flops_per_s: float, device: str, label: str) ->
 
 
 def _verdict(found: Sequence[MeasuredRow]) -> str:
-    weights = {row.ctx: row.weights_us for row in found}
-    between = crossover(weights, {row.ctx: row.attention_us for row in found})
+    # the weights' time is computed, not sampled: a place without an interval
+    weights = {row.ctx: ((row.weights_us,),) for row in found}
+    between = crossover(weights, {row.ctx: ((row.attention_us,),) for row in found})
     match between.verdict:
         case "always":
             return f"attention takes longer than the weights at every measured context ({between.range_text})"

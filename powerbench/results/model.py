@@ -3,8 +3,9 @@
 Schema history
     1   first version; since then, of a measurement, `phases`, `timer_reason`, `stop`, `order`, `wall_ms`, `rounds`,
         `retaken` and `sequence_bytes`, of the ceilings `measured`, of the environment `cuda`, `gpu` and `warnings`, of
-        the ceilings measured again `warnings`: all optional, and ignored by earlier readers. Timers were `events-cold`
-        and `perf_counter`, which is now `wall`. Earlier readers do not know the pass `decode`
+        the ceilings measured again `warnings`, and of a round `visit`: all optional, and ignored by earlier readers,
+        who take the last visit of a case for its only one. Timers were `events-cold` and `perf_counter`, which is now
+        `wall`. Earlier readers do not know the pass `decode`
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Round(msgspec.Struct, frozen=True, omit_defaults=True):
     """The state of the GPU over `samples` consecutive samples (`powerbench.telemetry`). None: unavailable.
 
     sm_mhz and power_w are means of the readings around them, temperature_c the highest; `reasons` are what held the
-    clock down, by NVML's names, empty where nothing did.
+    clock down, by NVML's names, empty where nothing did. `visit`: in which of its visits, from 0, the case was then.
     """
 
     samples: int
@@ -83,6 +84,7 @@ class Round(msgspec.Struct, frozen=True, omit_defaults=True):
     power_w: float | None = None
     temperature_c: float | None = None
     reasons: tuple[str, ...] | None = None
+    visit: int = 0
 
     @property
     def slowdowns(self) -> tuple[str, ...]:
@@ -92,6 +94,9 @@ class Round(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="measurement", tag_field="type"):
     """One case and what came of it. Samples exist only where `status` is ok.
+
+    A case is measured in several visits, spread over the sweep. A line of the file is one visit; read back, a case is
+    one measurement with the samples of all (`powerbench.results.visits`).
 
     samples_ms are wall or device milliseconds of single calls, in the order taken, as `timer` says: a mode of
     `powerbench.timing` and the state of the L2 (graph-cold, events-hot ...), or `wall` on a CPU; `timer_reason` says
@@ -129,6 +134,18 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     def throttled(self) -> tuple[str, ...]:
         """The slowdowns that some of the samples were taken under; empty: none, or none that could be read."""
         return tuple(dict.fromkeys(reason for one in self.rounds for reason in one.slowdowns))
+
+    @property
+    def visits(self) -> tuple[tuple[float, ...], ...]:
+        """The samples in ms of each visit, in the order taken; a single one where no rounds were recorded."""
+        found: dict[int, list[float]] = {}
+        start = 0
+        for one in self.rounds:
+            found.setdefault(one.visit, []).extend(self.samples_ms[start : start + one.samples])
+            start += one.samples
+        if not found:
+            return (self.samples_ms,) if self.samples_ms else ()
+        return tuple(tuple(samples) for samples in found.values())
 
     @property
     def case_id(self) -> str:

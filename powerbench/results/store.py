@@ -1,4 +1,4 @@
-"""Run files on disk: JSON Lines, the header first, one measurement a line, on disk before the next case starts.
+"""Run files on disk: JSON Lines, the header first, one visit of a case a line, on disk before the next one starts.
 
 A line is complete when its newline is there. The only damage that a killed sweep can do is a half-written last line:
 reading leaves it out with a warning, resuming cuts it off. Everything else that is wrong with a file is an error.
@@ -20,6 +20,7 @@ import msgspec
 
 from powerbench.errors import UserError
 from powerbench.results.model import SCHEMA_VERSION, CeilingsAgain, Header, Measurement, Run
+from powerbench.results.visits import together, visited
 from powerbench.roofline import Ceilings
 
 
@@ -53,6 +54,14 @@ def load(path: str | os.PathLike[str]) -> Run:
     return _run(Path(path), _read(Path(path)))
 
 
+def make_room(path: Path) -> None:
+    """Make the folder of a run file that is to be. Raises StoreError when that cannot be, or when the file exists."""
+    with _os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            raise StoreError(f"{path}: exists already; resume it, or choose another name")
+
+
 class RunWriter:
     """Appends measurements to a run file, each on disk before `append` returns. Also a context manager.
 
@@ -68,8 +77,8 @@ class RunWriter:
     def create(cls, path: str | os.PathLike[str], header: Header) -> RunWriter:
         """Start a run file, with its folder. Raises StoreError when the file exists or cannot be written."""
         path = Path(path)
+        make_room(path)
         with _os_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 file = path.open("xb")
             except FileExistsError:
@@ -181,7 +190,7 @@ def _read(path: Path) -> _Contents:
     if not lines:
         raise StoreError(f"{path}: line 1: not a run file's header: {_first_words(tail)}")
     header = _parse_header(path, lines[0])
-    found: dict[str, Measurement] = {}
+    found: dict[str, list[Measurement]] = {}
     repeated: dict[str, None] = {}
     again: list[CeilingsAgain] = []
     for number, line in enumerate(lines[1:], start=2):
@@ -189,12 +198,15 @@ def _read(path: Path) -> _Contents:
         if isinstance(record, CeilingsAgain):
             again.append(record)
             continue
-        if record.case_id in found:
+        lines_of_case = found.setdefault(record.case_id, [])
+        if any(visited(line) & visited(record) for line in lines_of_case):
             repeated[record.case_id] = None
-        found[record.case_id] = record
+        lines_of_case.append(record)
     if repeated:
         warnings.append(f"measured more than once, the last one counts: {', '.join(repeated)}")
-    return _Contents(header, list(found.values()), again, warnings, size, newline=lines[-1] is not tail)
+    return _Contents(
+        header, [together(case) for case in found.values()], again, warnings, size, newline=lines[-1] is not tail
+    )
 
 
 def _parse_header(path: Path, line: bytes) -> Header:

@@ -69,5 +69,6 @@ def words(text: str, name: str, allowed: tuple[str, ...] | None = None) -> tuple
     values = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for value in values:
         if not value or (allowed is not None and value not in allowed):
-            raise SelectorError(f"{name}: {value!r} is not one of {', '.join(allowed or ('a name',))}")
+            wanted = f"one of {', '.join(allowed)}" if allowed else "a name"
+            raise SelectorError(f"{name}: {value!r} is not {wanted}")
     return values

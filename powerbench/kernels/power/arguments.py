@@ -10,14 +10,10 @@ from torch import Tensor
 
 from powerbench.kernels.power.feature_map import d_tiles, spow_dim
 from powerbench.kernels.power.state import PowerState
+from powerbench.kernels.power.state_size import normalized_by_default
 
 MAX_DEGREE = 4
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-
-
-def normalized_by_default(p: int) -> bool:
-    """Even powers are weights, which a sum can normalise; sums of odd powers can vanish."""
-    return p % 2 == 0
 
 
 def as_autocast(

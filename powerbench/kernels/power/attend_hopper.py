@@ -40,7 +40,7 @@ MILD = 60.0  # e^60 is far inside float32 and bf16
 
 
 class AttendTiles(NamedTuple):
-    """Query rows a program, keys a block, buffers of copies of state rows and of keys, warps.
+    """Query rows a program, keys a block, whether state copies stand apart, buffers of copies of keys, warps.
 
     late: a product with the state or with one block's values is waited for when the next one is under way. `rows` is
     then a multiple of twice `keys`, and five buffers of keys take the place of four.
@@ -48,7 +48,7 @@ class AttendTiles(NamedTuple):
 
     rows: int
     keys: int
-    state_stages: int
+    apart: bool
     key_stages: int
     late: bool
     num_warps: int
@@ -92,8 +92,7 @@ def attend_hopper_kernel(
     HEADS: gl.constexpr, GROUP: gl.constexpr, P: gl.constexpr, HEAD: gl.constexpr, E: gl.constexpr,
     GATED: gl.constexpr, NORMALIZE: gl.constexpr, STATE: gl.constexpr, SAVE_DEN: gl.constexpr,
     F: gl.constexpr, C: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
-    STATE_STAGES: gl.constexpr, KEY_STAGES: gl.constexpr, LATE: gl.constexpr, MILD: gl.constexpr,
-    num_warps: gl.constexpr,
+    APART: gl.constexpr, KEY_STAGES: gl.constexpr, LATE: gl.constexpr, MILD: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
     """BM query rows of one chunk and head. No state comes into the chunks before `first`."""
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [num_warps, 1], [16, E, 16])
@@ -161,13 +160,13 @@ def attend_hopper_kernel(
                 else:
                     b_z = contract_state(
                         b_z, p_r + z_start, z_steps_ptr, n_z_steps, f_pairs, x_pairs, columns,
-                        P - 1, BM, HEAD, F, C, STATE_STAGES, LATE, num_warps,
+                        P - 1, BM, HEAD, F, C, APART, LATE, num_warps,
                     )  # fmt: skip
                 b_x = q_smem.load(z_layout).to(gl.float32)
                 den = gl.convert_layout(gl.sum(b_z * b_x, 1), row_layout)
             acc = contract_state(
                 acc, p_r, steps_ptr, n_steps, f_pairs, x_pairs, columns,
-                P, BM, E, F, C, STATE_STAGES, LATE, num_warps,
+                P, BM, E, F, C, APART, LATE, num_warps,
             )  # fmt: skip
             if GATED:  # up to the block's first row; from there on with the keys, below
                 acc = acc * gl.exp(a_ref)
@@ -312,8 +311,8 @@ def serves(dtype: torch.dtype, device: torch.device, d: int, e: int, p: int, d_t
 def _tiles(d: int, e: int) -> AttendTiles:
     """The best of those tried on an H200 (docs/kernel-notes.md)."""
     if max(d, e) <= 64:
-        return AttendTiles(128, 64, 4, 4, False, 4)  # 4 warps have no registers left for the late wait
-    return AttendTiles(128, 64, 4, 5, True, 8)
+        return AttendTiles(128, 64, True, 4, False, 4)  # 4 warps have no registers left for the late wait
+    return AttendTiles(128, 64, False, 5, True, 8)
 
 
 def attend_hopper(
@@ -342,7 +341,6 @@ def attend_hopper(
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         HEADS=H, GROUP=H // Hk, P=p, HEAD=d, E=e, GATED=a is not None, NORMALIZE=normalize,
         STATE=r is not None, SAVE_DEN=den is not None, F=shape.fibres, C=shape.columns, BM=tiles.rows, BN=tiles.keys,
-        STATE_STAGES=tiles.state_stages, KEY_STAGES=tiles.key_stages, LATE=tiles.late, MILD=MILD,
-        num_warps=tiles.num_warps,
+        APART=tiles.apart, KEY_STAGES=tiles.key_stages, LATE=tiles.late, MILD=MILD, num_warps=tiles.num_warps,
     )  # fmt: skip
     return y, den

@@ -9,14 +9,15 @@ import torch
 
 from powerbench._version import __version__
 from powerbench.cost import Launch
-from powerbench.kernels.kernel import Forward, Inputs, Kernel, Phases
+from powerbench.kernels.kernel import Forward, Inputs, Kernel, Phases, Support
 from powerbench.kernels.packages import NEEDS_CUDA, installed_version
 from powerbench.kernels.power import cost, tiling, triton_cost
 from powerbench.kernels.power.choose import choose
 from powerbench.kernels.power.decode_contestants import decoding
 from powerbench.kernels.power.feature_map import d_tiles, spow_dim
-from powerbench.kernels.power.op import MAX_DEGREE, normalized_by_default, power_attention
+from powerbench.kernels.power.op import MAX_DEGREE, power_attention
 from powerbench.kernels.power.reference import attention_rows
+from powerbench.kernels.power.state_size import normalized_by_default
 from powerbench.kernels.power.torch_backend import ATTENTION_BLOCK
 from powerbench.problem import Case, Params, Problem
 
@@ -33,14 +34,15 @@ def contestant(name: str, family: str, summary: str, backend: Backend, degree: i
         takes=frozenset(takes),
         gated=True,
         version=_triton_version if backend == "triton" else lambda: __version__,
-        resolve=partial(_resolve, degree),
+        resolve=partial(resolve, degree),
         unsupported=partial(_unsupported, backend),
         prepare=partial(_prepare, backend),
-        reference=_reference,
+        reference=reference,
         launches=partial(_launches, backend),
         workspace_bytes=partial(_workspace_bytes, backend),
         phases=_triton_phases if backend == "triton" else None,
-        decoding=decoding(backend, degree, partial(_unsupported, backend)),
+        decoding=decoding(backend, degree),
+        support=_triton_support() if backend == "triton" else Support("with powerbench"),
     )
 
 
@@ -49,7 +51,13 @@ def _triton_version() -> str | None:
     return f"{__version__} on triton {installed}" if installed else None
 
 
-def _resolve(degree: int | None, problem: Problem, params: Params, device_type: str) -> Params:
+def _triton_support() -> Support:
+    widths = ", ".join(map(str, tiling.HEAD_DIMS))
+    return Support("pip install powerbench[gpu]", ("bf16", "fp16", "fp32"), widths)
+
+
+def resolve(degree: int | None, problem: Problem, params: Params, device_type: str) -> Params:
+    """The parameters as powerbench's kernels choose them where they are None; `degree` fixes p."""
     p = degree or params.p or 2
     if p > MAX_DEGREE or problem.head_dim % (params.d_tile or 1):
         return Params(p, params.d_tile, params.chunk_size)  # refused by `_unsupported`
@@ -60,7 +68,8 @@ def _resolve(degree: int | None, problem: Problem, params: Params, device_type: 
     return Params(p, problem.head_dim if p == 1 else d_tile, min(chunk_size, problem.seqlen))
 
 
-def _unsupported(backend: Backend, case: Case, device_type: str) -> str | None:
+def refusal(case: Case) -> str | None:
+    """Why power attention has no such degree or tile; None: it has."""
     problem, p, d_tile = case.problem, case.params.p or 1, case.params.d_tile or 1
     d = problem.head_dim
     if p > MAX_DEGREE:
@@ -68,16 +77,21 @@ def _unsupported(backend: Backend, case: Case, device_type: str) -> str | None:
         return f"p = {p} would need a state of {rows:,} x {problem.value_dim} a head; p is at most {MAX_DEGREE}"
     if d % d_tile:
         return f"d_tile {d_tile} does not divide head dimension {d}; allowed are {', '.join(map(str, d_tiles(d)))}"
-    if backend == "torch":
-        return None
+    return None
+
+
+def _unsupported(backend: Backend, case: Case, device_type: str) -> str | None:
+    refused = refusal(case)
+    if refused or backend == "torch":
+        return refused
     if device_type != "cuda":
         return NEEDS_CUDA
     if _triton_version() is None:
         return "triton is not installed (pip install powerbench[gpu])"
-    if problem.dtype == "fp64":
+    if case.problem.dtype == "fp64":
         return "the Triton kernels take bf16, fp16 and fp32"
     try:
-        tiling.check_sizes(p, d, problem.value_dim)
+        tiling.check_sizes(case.params.p or 1, case.problem.head_dim, case.problem.value_dim)
     except ValueError as error:
         return str(error)
     return None
@@ -94,7 +108,8 @@ def _prepare(backend: Backend, case: Case) -> Forward:
     return forward
 
 
-def _reference(case: Case, inputs: Inputs, rows: torch.Tensor) -> torch.Tensor:
+def reference(case: Case, inputs: Inputs, rows: torch.Tensor) -> torch.Tensor:
+    """Power attention in float64 at the query rows [R] alone: [B, R, H, e]."""
     p = case.params.p or 1
     normalize = normalized_by_default(p)
     return attention_rows(inputs.q, inputs.k, inputs.v, inputs.log_g, rows, p=p, scale=None, normalize=normalize)

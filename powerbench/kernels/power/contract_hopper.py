@@ -33,6 +33,7 @@ from powerbench.kernels.power.hopper import (
 from powerbench.kernels.power.tiling import Brick, brick_row_table, brick_table
 
 STATE_ROWS = 64  # rows of a brick: the depth of one product with the state
+STAGES = gl.constexpr(4)  # buffers of copies of a state; a table of steps is a multiple of it
 # Fields of a step: first row of the state, rows between fibres, i_1 / F, column / C, i_2, i_3, pair of multiplicities.
 STEP_FIELDS = gl.constexpr(8)
 
@@ -138,55 +139,91 @@ def rows_of(step, n_steps, p_steps):
 
 
 @gluon.jit
+def state_buffers(ROWS: gl.constexpr, E: gl.constexpr, APART: gl.constexpr):
+    """STAGES buffers for ROWS rows of a state, to be asked for by `state_buffer`. APART: each an allocation of its own.
+
+    In one allocation, with an index only known when it runs, the compiler takes the next copy to meet what a product
+    still reads, and puts a second barrier into every step.
+    """
+    layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, E], gl.bfloat16)
+    if APART:
+        r_0 = gl.allocate_shared_memory(gl.bfloat16, [ROWS, E], layout)
+        r_1 = gl.allocate_shared_memory(gl.bfloat16, [ROWS, E], layout)
+        r_2 = gl.allocate_shared_memory(gl.bfloat16, [ROWS, E], layout)
+        r_3 = gl.allocate_shared_memory(gl.bfloat16, [ROWS, E], layout)
+        buffers = (r_0, r_1, r_2, r_3)
+    else:
+        buffers = gl.allocate_shared_memory(gl.bfloat16, [STAGES, ROWS, E], layout)
+    return buffers
+
+
+@gluon.jit
+def state_buffer(buffers, step, i: gl.constexpr, APART: gl.constexpr):
+    """That of one step, which is i modulo STAGES where they stand apart."""
+    if APART:
+        buffer = buffers[i % STAGES]
+    else:
+        buffer = buffers.index(step % STAGES)
+    return buffer
+
+
+@gluon.jit
 def copy_state(step, n_steps, row_0, apart, p_r, r_smem, copy: gl.constexpr, ROWS: gl.constexpr, C: gl.constexpr,
-               E: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
-    """Starts the copy of the state rows of one step, of which `rows_of` says where they stand."""
+               E: gl.constexpr):  # fmt: skip
+    """Starts the copy of the state rows of one step, of which `rows_of` says where they stand, into r_smem."""
     o_r = gl.arange(0, ROWS, layout=gl.SliceLayout(1, copy))
     o_e = gl.arange(0, E, layout=gl.SliceLayout(0, copy))
     o_row = o_r // C * apart + o_r % C
     base = p_r + row_0.to(gl.int64) * E
     mask = (o_r[:, None] >= 0) & (o_e[None, :] >= 0) & (step < n_steps)
-    async_load(r_smem.index(step % STAGES), base + (o_row[:, None] * E + o_e[None, :]), mask=mask)
+    async_load(r_smem, base + (o_row[:, None] * E + o_e[None, :]), mask=mask)
     async_copy.commit_group()
 
 
 @gluon.jit
 def contract_state(
     acc, p_r, p_steps, n_steps, f_smem, x_smem, columns, P: gl.constexpr, BM: gl.constexpr, E: gl.constexpr,
-    F: gl.constexpr, C: gl.constexpr, STAGES: gl.constexpr, LATE: gl.constexpr, num_warps: gl.constexpr,
+    F: gl.constexpr, C: gl.constexpr, APART: gl.constexpr, LATE: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
-    """acc [BM, E] plus phi_P(q)^T R, R [D, E] at p_r. LATE: a product is waited for when the next one is under way."""
+    """acc [BM, E] plus phi_P(q)^T R, R [D, E] at p_r.
+
+    APART: copies of R stand in buffers of their own, as many steps unrolled. LATE: a product is waited for when the
+    next one is under way.
+    """
+    # Two at least, so that phi and the next phi swap registers without being moved.
+    UNROLL: gl.constexpr = STAGES if APART else 2
     ROWS: gl.constexpr = F * C
     acc_layout: gl.constexpr = acc.type.layout
     phi_layout: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
     cube: gl.constexpr = unfolded_pairs(gl.to_linear_layout(phi_layout, [BM, ROWS]), C)
     copy: gl.constexpr = row_copy(E, num_warps)
-    r_smem = gl.allocate_shared_memory(
-        gl.bfloat16, [STAGES, ROWS, E], gl.NVMMASharedLayout.get_default_for([ROWS, E], gl.bfloat16)
-    )
+    buffers = state_buffers(ROWS, E, APART)
     for step in gl.static_range(STAGES - 2):
         row_0, apart = rows_of(step, n_steps, p_steps)
-        copy_state(step, n_steps, row_0, apart, p_r, r_smem, copy, ROWS, C, E, STAGES)
+        copy_state(step, n_steps, row_0, apart, p_r, state_buffer(buffers, step, step, APART), copy, ROWS, C, E)
     row_0, apart = rows_of(STAGES - 2, n_steps, p_steps)  # loaded a step before they are used
     b_phi = expanded(brick_of(0, p_steps, P), f_smem, x_smem, columns, cube, P)
     if LATE:
         brick = brick_of(1, p_steps, P)  # loaded a step before it is used
         b_last = b_phi
-        gl.assume(n_steps >= 2)  # a product in flight across a loop that may be skipped would be waited for at once
-    for pair in range(n_steps // 2):
-        for odd in gl.static_range(2):  # two steps, so that phi and the next phi swap registers without being moved
-            at = 2 * pair + odd
-            # A copy goes into the buffer of step at - 2, whose product every warp has waited for before the barrier
+        # a product in flight across a loop that may be skipped would be waited for at once
+        gl.assume(n_steps >= UNROLL)
+    for turn in range(n_steps // UNROLL):
+        for i in gl.static_range(UNROLL):
+            at = UNROLL * turn + i
+            # The copy goes into the buffer of step at - 2, whose product every warp has waited for before the barrier
             # of the last step, or LATE of this one: both come with wait_group.
             if LATE:
                 async_copy.wait_group(STAGES - 3)
             else:
-                copy_state(at + STAGES - 2, n_steps, row_0, apart, p_r, r_smem, copy, ROWS, C, E, STAGES)
+                free = state_buffer(buffers, at + STAGES - 2, i + STAGES - 2, APART)
+                copy_state(at + STAGES - 2, n_steps, row_0, apart, p_r, free, copy, ROWS, C, E)
                 async_copy.wait_group(STAGES - 2)
             b_a = unpacked(b_phi, phi_layout, BM, ROWS)
-            acc = warpgroup_mma(b_a, r_smem.index(at % STAGES), acc, is_async=True)
+            acc = warpgroup_mma(b_a, state_buffer(buffers, at, i, APART), acc, is_async=True)
             if LATE:
-                copy_state(at + STAGES - 2, n_steps, row_0, apart, p_r, r_smem, copy, ROWS, C, E, STAGES)
+                free = state_buffer(buffers, at + STAGES - 2, i + STAGES - 2, APART)
+                copy_state(at + STAGES - 2, n_steps, row_0, apart, p_r, free, copy, ROWS, C, E)
             row_0, apart = rows_of(at + STAGES - 1, n_steps, p_steps)
             if LATE:
                 following = brick_of(gl.minimum(at + 2, n_steps - 1), p_steps, P)
@@ -207,14 +244,13 @@ def contract_state(
 
 
 @gluon.jit
-def copy_gathered(step, n_steps, o_row, p_r, r_smem, copy: gl.constexpr, E: gl.constexpr,
-                  STAGES: gl.constexpr):  # fmt: skip
-    """Starts the copy of the state rows o_row [HEAD] of one step."""
+def copy_gathered(step, n_steps, o_row, p_r, r_smem, copy: gl.constexpr, E: gl.constexpr):
+    """Starts the copy of the state rows o_row [HEAD] of one step into r_smem."""
     o_r = gl.arange(0, o_row.shape[0], layout=gl.SliceLayout(1, copy))
     o_e = gl.arange(0, E, layout=gl.SliceLayout(0, copy))
     mask = (o_r[:, None] >= 0) & (o_e[None, :] >= 0) & (step < n_steps)
     pointers = p_r + (o_row[:, None] * E + o_e[None, :])
-    async_load(r_smem.index(step % STAGES), pointers, mask=mask)
+    async_load(r_smem, pointers, mask=mask)
     async_copy.commit_group()
 
 
@@ -226,8 +262,7 @@ def gathered(step, n_steps, p_rows, copy: gl.constexpr, HEAD: gl.constexpr):
 
 @gluon.jit
 def contract_gradient_state(acc, p_r, p_steps, p_rows, n_steps, columns, u_pairs, P: gl.constexpr, BM: gl.constexpr,
-                            HEAD: gl.constexpr, E: gl.constexpr, STAGES: gl.constexpr,
-                            num_warps: gl.constexpr):  # fmt: skip
+                            HEAD: gl.constexpr, E: gl.constexpr, num_warps: gl.constexpr):  # fmt: skip
     """acc [BM, HEAD] plus 1 / P of the gradient of phi_P(x)^T R, for gradients u: see `contract.contract_gradient`.
 
     P is 2 or 3. columns are the `columns_of` x, u_pairs int32 [1, BM, E / 2] hold u; p_steps is the table of
@@ -237,26 +272,24 @@ def contract_gradient_state(acc, p_r, p_steps, p_rows, n_steps, columns, u_pairs
     phi_layout: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
     cube: gl.constexpr = unfolded_pairs(gl.to_linear_layout(phi_layout, [BM, E]), E)  # [BM, 1, E / 2]
     copy: gl.constexpr = row_copy(E, num_warps)
-    r_smem = gl.allocate_shared_memory(
-        gl.bfloat16, [STAGES, HEAD, E], gl.NVMMASharedLayout.get_default_for([HEAD, E], gl.bfloat16)
-    )
+    buffers = state_buffers(HEAD, E, True)
     for step in gl.static_range(STAGES - 2):
-        copy_gathered(step, n_steps, gathered(step, n_steps, p_rows, copy, HEAD), p_r, r_smem, copy, E, STAGES)
+        copy_gathered(step, n_steps, gathered(step, n_steps, p_rows, copy, HEAD), p_r, buffers[step], copy, E)
     b_u = u_pairs.index(0).load(gl.SliceLayout(1, cube))  # [BM, E / 2]
     i_1, i_2, multiplicities = prefix(0, p_steps, P)
     b_phi = expanded_prefix(i_1, i_2, multiplicities, columns, b_u, cube, P)
     i_1, i_2, multiplicities = prefix(1, p_steps, P)  # loaded a step before they are used
     o_row = gathered(STAGES - 2, n_steps, p_rows, copy, HEAD)
-    gl.assume(n_steps >= 2)  # a product in flight across a loop that may be skipped would be waited for at once
+    gl.assume(n_steps >= STAGES)  # a product in flight across a loop that may be skipped would be waited for at once
     b_last = b_phi
-    for pair in range(n_steps // 2):
-        for odd in gl.static_range(2):  # as in contract_state
-            at = 2 * pair + odd
+    for turn in range(n_steps // STAGES):
+        for i in gl.static_range(STAGES):  # as in contract_state
+            at = STAGES * turn + i
             async_copy.wait_group(STAGES - 3)
             b_a = unpacked(b_phi, phi_layout, BM, E)
-            acc = warpgroup_mma(b_a, r_smem.index(at % STAGES).permute((1, 0)), acc, is_async=True)
+            acc = warpgroup_mma(b_a, buffers[i].permute((1, 0)), acc, is_async=True)
             # into the buffer of step at - 2, whose product every warp has waited for before this step's barrier
-            copy_gathered(at + STAGES - 2, n_steps, o_row, p_r, r_smem, copy, E, STAGES)
+            copy_gathered(at + STAGES - 2, n_steps, o_row, p_r, buffers[(i + 2) % STAGES], copy, E)
             o_row = gathered(at + STAGES - 1, n_steps, p_rows, copy, HEAD)
             following = prefix(gl.minimum(at + 2, n_steps - 1), p_steps, P)
             acc, _, _ = warpgroup_mma_wait(1, deps=[acc, b_a, b_last])  # for that of the step before
@@ -279,11 +312,11 @@ def state_brick(d_tile: int) -> Brick | None:
 def state_steps_on(device: torch.device, d: int, p: int, d_tile: int, shape: Brick) -> Tensor:
     """The steps of `contract_state`, one a brick, int32 [steps, STEP_FIELDS], on the device.
 
-    An even number: the last may weigh 0.
+    A multiple of STAGES: the last may weigh 0.
     """
     first, rows = brick_table(d, p, d_tile, shape), brick_row_table(d, p, d_tile, shape)
     number = len(first)
-    steps = np.zeros((number + number % 2, STEP_FIELDS.value), dtype=np.int32)
+    steps = np.zeros((number + -number % STAGES.value, STEP_FIELDS.value), dtype=np.int32)
     steps[:number, 0] = rows[:, 0]
     steps[:number, 1] = rows[:, shape.columns] - rows[:, 0] if shape.fibres > 1 else 0
     steps[:number, 2] = first[:, 1] // shape.fibres
@@ -298,11 +331,11 @@ def state_steps_on(device: torch.device, d: int, p: int, d_tile: int, shape: Bri
 def prefix_steps_on(device: torch.device, d: int, p: int, d_tile: int) -> tuple[Tensor, Tensor]:
     """The steps of `contract_gradient_state` and its rows, int32 [steps, STEP_FIELDS] and [steps, d], on the device.
 
-    One step a prefix (i_1, ..., i_{p-1}) of `feature_map`, p at least 2; an even number: the last may weigh 0.
+    One step a prefix (i_1, ..., i_{p-1}) of `feature_map`, p at least 2; a multiple of STAGES: the last may weigh 0.
     """
     prefixes = feature_map(d, p - 1, d_tile)
     number = len(prefixes.indices)
-    steps = np.zeros((number + number % 2, STEP_FIELDS.value), dtype=np.int32)
+    steps = np.zeros((number + -number % STAGES.value, STEP_FIELDS.value), dtype=np.int32)
     steps[:number, 2] = prefixes.indices[:, 0]
     steps[:number, 4 : 3 + p - 1] = prefixes.indices[:, 1:]
     steps[:number, 6] = _pairs(prefixes.multiplicity)

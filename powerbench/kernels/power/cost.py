@@ -26,6 +26,7 @@ from typing import NamedTuple
 from powerbench.cost import Cost, Launch
 from powerbench.kernels.ledger import Tile, covered_pairs, of_pass
 from powerbench.kernels.power.feature_map import spow_dim, tspow_dim
+from powerbench.kernels.power.state_size import state_itemsize
 from powerbench.problem import Case
 
 
@@ -84,16 +85,12 @@ def launches(case: Case, block: int, normalize: bool) -> tuple[Launch, ...]:
     return of_pass(case, _forward(case, block, normalize), _backward(case, block, normalize))
 
 
-def _state_bytes(case: Case) -> int:
-    """Of an element of a state: sums and scans are in float32, or in float64 for float64."""
-    return 8 if case.problem.dtype == "fp64" else 4
-
-
-def _state_elements(case: Case, normalize: bool) -> int:
+def _state_bytes(case: Case, normalize: bool) -> int:
     """Of the states of one chunk, over batch and heads: a column of ones beside v gives the denominator's."""
     problem, (p, d_tile, _) = case.problem, resolved(case)
     rows = tspow_dim(problem.head_dim, p, d_tile)
-    return problem.batch * problem.kv_heads * rows * (problem.value_dim + normalize)
+    elements = problem.batch * problem.kv_heads * rows * (problem.value_dim + normalize)
+    return elements * state_itemsize(problem.dtype)
 
 
 def _forward(case: Case, block: int, normalize: bool) -> tuple[Launch, ...]:
@@ -109,8 +106,9 @@ def _forward(case: Case, block: int, normalize: bool) -> tuple[Launch, ...]:
     if not chunks.full:
         return (Launch("attention", Cost(*flops, inputs + problem.y_bytes)),)
     useful, executed = 2 * spow_dim(d, p) * e, 2 * tspow_dim(d, p, d_tile) * columns  # of a token and head
-    states = chunks.full * _state_elements(case, normalize) * _state_bytes(case)
-    partial = B * heads * chunks.later * (e + 1) * _state_bytes(case)  # numerators and denominators between two phases
+    states = chunks.full * _state_bytes(case, normalize)
+    # Numerators and denominators between two phases.
+    partial = B * heads * chunks.later * (e + 1) * state_itemsize(problem.dtype)
     finished = problem.y_bytes * chunks.length // T  # the first chunk, which has no past
     moved = (inputs - problem.q_bytes) * chunks.past // T + states
     read = problem.q_bytes * chunks.later // T + states + partial + problem.y_bytes - finished
@@ -159,7 +157,7 @@ def workspace_bytes(case: Case, block: int, normalize: bool) -> int:
     """Rough: phi, weights and states of one chunk; for a backward pass those of gradients and the kept states, too."""
     problem, (p, d_tile, chunk_size) = case.problem, resolved(case)
     full = chunk_lengths(problem.seqlen, chunk_size).full
-    heads, state = problem.batch * problem.heads, _state_elements(case, normalize) * _state_bytes(case)
+    heads, state = problem.batch * problem.heads, _state_bytes(case, normalize)
     rows = tspow_dim(problem.head_dim, p, d_tile) if full else 0
     phi = heads * chunk_size * rows * problem.itemsize
     weights = heads * block * chunk_size * 4

@@ -13,13 +13,13 @@ from powerbench.kernels.power.arguments import (
     check_options,
     check_state,
     check_tensors,
-    normalized_by_default,
     refuse,
 )
 from powerbench.kernels.power.choose import choose
 from powerbench.kernels.power.feature_map import tspow_dim
 from powerbench.kernels.power.op import Backend, use_triton
 from powerbench.kernels.power.state import LazyState, PowerState
+from powerbench.kernels.power.state_size import normalized_by_default
 from powerbench.kernels.power.torch_decode import fold, torch_step
 
 __all__ = ["MAX_STEP_TOKENS", "LazyState", "PowerState", "fold_lazy_state", "power_attention_step"]

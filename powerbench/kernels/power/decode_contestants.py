@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from math import gcd
 from typing import Literal
@@ -16,21 +15,19 @@ from powerbench.kernels.power.choose import choose
 from powerbench.kernels.power.decode import power_attention_step
 from powerbench.kernels.power.decode_cost import FILL_TOKENS
 from powerbench.kernels.power.feature_map import tspow_dim
-from powerbench.kernels.power.op import MAX_DEGREE, normalized_by_default
+from powerbench.kernels.power.op import MAX_DEGREE
 from powerbench.kernels.power.state import LazyState, PowerState
+from powerbench.kernels.power.state_size import normalized_by_default
 from powerbench.kernels.power.torch_decode import fill_window, sum_up
 from powerbench.problem import Case, Params, Problem
 
 MAX_CYCLE = 8  # calls a sample: of a batch below an eighth of the window the median may leave out the step that folds
 
 
-def decoding(
-    backend: Literal["torch", "triton"], degree: int | None, unsupported: Callable[[Case, str], str | None]
-) -> Decoding:
-    """For a contestant of this backend; `degree` fixes p, `unsupported` is what the contestant itself says."""
+def decoding(backend: Literal["torch", "triton"], degree: int | None) -> Decoding:
+    """For a contestant of this backend; `degree` fixes p."""
     return Decoding(
         resolve=partial(_resolve, degree),
-        unsupported=unsupported,
         prepare=partial(_prepare, backend),
         launches=partial(_launches, backend),
         sequence_bytes=decode_cost.sequence_bytes,

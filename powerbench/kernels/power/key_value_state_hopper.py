@@ -33,11 +33,9 @@ from powerbench.kernels.power.tiling import chunks
 
 
 class KeyStateTiles(NamedTuple):
-    """Key rows a program, buffers of copies of state rows for dv and for dk, warps."""
+    """Key rows a program, warps."""
 
     rows: int
-    stages: int
-    gradient_stages: int
     num_warps: int
 
 
@@ -47,8 +45,7 @@ def key_value_state_kernel(
     seqlen, chunk, n_chunks, n_future, n_blocks, elements, z_start, n_steps, n_prefixes,
     stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     HEADS: gl.constexpr, P: gl.constexpr, HEAD: gl.constexpr, E: gl.constexpr, GATED: gl.constexpr,
-    WITH_Z: gl.constexpr, F: gl.constexpr, C: gl.constexpr, BM: gl.constexpr, STAGES: gl.constexpr,
-    GRADIENT_STAGES: gl.constexpr, num_warps: gl.constexpr,
+    WITH_Z: gl.constexpr, F: gl.constexpr, C: gl.constexpr, BM: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
     """BM key rows of one chunk and key/value head; zeros in the chunks from `n_future` on, which no gradient leaves."""
     dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [num_warps, 1], [16, HEAD, 16])
@@ -80,7 +77,7 @@ def key_value_state_kernel(
         if P >= 3:
             columns = columns_of(p_k, stride_kt, left, BM, HEAD, num_warps)
         acc = contract_state(
-            acc, p_e, steps_ptr, n_steps, f_pairs, x_pairs, columns, P, BM, E, F, C, STAGES, False, num_warps
+            acc, p_e, steps_ptr, n_steps, f_pairs, x_pairs, columns, P, BM, E, F, C, True, True, num_warps
         )
     store_decayed(acc, dv_ptr + row_out * E, p_a, chunk, row_0, left, 1.0, HEADS, GATED, BM, E, num_warps)
 
@@ -107,7 +104,7 @@ def key_value_state_kernel(
         async_copy.wait_group(0)
         v_pairs = reinterpret(v_smem, gl.int32, [1, BM, E // 2], packed(v_layout))
         dk = contract_gradient_state(
-            dk, p_e, prefixes_ptr, rows_ptr, n_prefixes, k_columns, v_pairs, P, BM, HEAD, E, GRADIENT_STAGES,
+            dk, p_e, prefixes_ptr, rows_ptr, n_prefixes, k_columns, v_pairs, P, BM, HEAD, E,
             num_warps,
         )  # fmt: skip
     store_decayed(dk, dk_ptr + row_out * HEAD, p_a, chunk, row_0, left, P, HEADS, GATED, BM, HEAD, num_warps)
@@ -128,7 +125,7 @@ def store_decayed(acc, p_out, p_a, chunk, row_0, left, factor, HEADS: gl.constex
 
 def _tiles(d: int, e: int) -> KeyStateTiles:
     """The best of those tried on an H200 (docs/kernel-notes.md)."""
-    return KeyStateTiles(128, 4, 4, 4) if max(d, e) <= 64 else KeyStateTiles(128, 5, 4, 8)
+    return KeyStateTiles(128, 4 if max(d, e) <= 64 else 8)
 
 
 def key_value_state_hopper(
@@ -150,5 +147,5 @@ def key_value_state_hopper(
         T, C, N, dr.shape[2], blocks, sizes.elements, sizes.z_start, len(steps), len(prefixes),
         *k.stride()[:3], *v.stride()[:3],
         HEADS=Hk, P=p, HEAD=d, E=e, GATED=a is not None, WITH_Z=sizes.z_rows > 0, F=shape.fibres, C=shape.columns,
-        BM=tiles.rows, STAGES=tiles.stages, GRADIENT_STAGES=tiles.gradient_stages, num_warps=tiles.num_warps,
+        BM=tiles.rows, num_warps=tiles.num_warps,
     )  # fmt: skip

@@ -19,11 +19,11 @@ from powerbench.kernels.power.arguments import (
     check_options,
     check_state,
     check_tensors,
-    normalized_by_default,
 )
 from powerbench.kernels.power.choose import choose
 from powerbench.kernels.power.feature_map import tspow_dim
 from powerbench.kernels.power.state import PowerState
+from powerbench.kernels.power.state_size import normalized_by_default
 from powerbench.kernels.power.torch_backend import torch_forward
 
 __all__ = ["MAX_DEGREE", "Backend", "PowerState", "normalized_by_default", "power_attention", "use_triton"]

@@ -25,11 +25,10 @@ from powerbench.kernels.power.tiling import chunks
 
 
 class QueryTiles(NamedTuple):
-    """Query rows a program, keys a block, buffers of copies of state rows and of keys, warps."""
+    """Query rows a program, keys a block, buffers of copies of keys, warps."""
 
     rows: int
     keys: int
-    state_stages: int
     key_stages: int
     num_warps: int
 
@@ -43,8 +42,7 @@ def query_gradient_hopper_kernel(
     stride_vb, stride_vt, stride_vh, stride_yb, stride_yt, stride_yh,
     HEADS: gl.constexpr, GROUP: gl.constexpr, P: gl.constexpr, HEAD: gl.constexpr, E: gl.constexpr,
     GATED: gl.constexpr, NORMALIZE: gl.constexpr, STATE: gl.constexpr, WEIGHTS: gl.constexpr,
-    BM: gl.constexpr, BN: gl.constexpr, STATE_STAGES: gl.constexpr, KEY_STAGES: gl.constexpr, MILD: gl.constexpr,
-    num_warps: gl.constexpr,
+    BM: gl.constexpr, BN: gl.constexpr, KEY_STAGES: gl.constexpr, MILD: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
     """BM query rows of one chunk and head. No state comes into the chunks before `first`."""
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [num_warps, 1], [16, HEAD, 16])
@@ -141,7 +139,7 @@ def query_gradient_hopper_kernel(
                 async_copy.wait_group(0)
             dy_pairs = reinterpret(dy_smem, gl.int32, [1, BM, E // 2], packed(dy_layout))
             acc = contract_gradient_state(
-                acc, p_r, steps_ptr, rows_ptr, n_steps, columns, dy_pairs, P, BM, HEAD, E, STATE_STAGES, num_warps
+                acc, p_r, steps_ptr, rows_ptr, n_steps, columns, dy_pairs, P, BM, HEAD, E, num_warps
             )
             if GATED:  # up to the block's first row; from there on with the keys, below
                 acc = acc * gl.exp(a_ref)
@@ -256,8 +254,8 @@ def serves(dtype: torch.dtype, device: torch.device, d: int, e: int, p: int, *, 
 def _tiles(d: int, e: int) -> QueryTiles:
     """The best of those tried on an H200 (docs/kernel-notes.md)."""
     if max(d, e) > 64:
-        return QueryTiles(128, 64, 3, 3, 8)
-    return QueryTiles(128, 64, 5 if max(d, e) <= 32 else 4, 5, 4)
+        return QueryTiles(128, 64, 3, 8)
+    return QueryTiles(128, 64, 5, 4)
 
 
 def query_gradient_hopper(
@@ -282,6 +280,6 @@ def query_gradient_hopper(
         T, C, N, first, blocks, sizes.elements, sizes.z_start, n_steps,
         *dy.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *y.stride()[:3],
         HEADS=H, GROUP=H // Hk, P=p, HEAD=d, E=e, GATED=a is not None, NORMALIZE=normalize, STATE=r is not None,
-        WEIGHTS=out[2] is not None, BM=tiles.rows, BN=tiles.keys, STATE_STAGES=tiles.state_stages,
+        WEIGHTS=out[2] is not None, BM=tiles.rows, BN=tiles.keys,
         KEY_STAGES=tiles.key_stages, MILD=MILD, num_warps=tiles.num_warps,
     )  # fmt: skip

@@ -1,0 +1,136 @@
+"""What the gate measures itself: two commits in one session, the noise of this machine, or this machine now.
+
+Each run is a whole sweep in a process of its own, with its ceilings, its gate and its samples: an ordinary run file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+
+from powerbench.check.compare import compare_pairs
+from powerbench.check.evidence import Evidence, Side
+from powerbench.check.model import Comparison, Policy
+from powerbench.check.noise import Calibration, CaseNoise, gpu_uuid, moderated, sample_variance
+from powerbench.check.trees import Tree, last_line, this_tree, tree_of
+from powerbench.errors import DeviceLostError, UserError
+from powerbench.results.model import Run
+from powerbench.results.statistics import MIN_SAMPLES
+from powerbench.results.store import load
+from powerbench.stopping import VISITS
+
+BAD_INPUT = 2  # the exit status of a sweep that measured nothing because of its selectors
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What to measure and where the run files stay; `folder` None: nowhere. `say` gets a line a run."""
+
+    suite: str
+    device: str
+    kernels: str | None
+    folder: Path | None
+    say: Callable[[str], None]
+
+    def run(self, tree: Tree, name: str, into: Path, visits: int = VISITS) -> Run:
+        """One sweep on one side, in a process of its own."""
+        self.say(f"measuring {name} ({tree.label}) ...")
+        path = into / f"{name}.jsonl"
+        suite = str(Path(self.suite).resolve()) if self.suite.endswith(".toml") else self.suite
+        arguments = ["--suite", suite, "--device", self.device, "--visits", str(visits), "-o", str(path)]
+        arguments += ["--kernels", self.kernels] if self.kernels else []
+        done = tree.python("-m", "powerbench", "sweep", *arguments)
+        if done.returncode == BAD_INPUT or not path.exists():
+            raise UserError(f"measuring {tree.label}: {last_line(done.stderr)}")
+        run = load(path)
+        if done.returncode and not run.measurements:
+            raise DeviceLostError(f"measuring {tree.label}: {last_line(done.stderr)}")
+        return run
+
+    @contextmanager
+    def _place(self) -> Iterator[tuple[Path, Path]]:
+        """A folder for trees and caches, which goes away, and one for run files."""
+        with TemporaryDirectory(prefix="powerbench-check-") as scratch:
+            into = self.folder.resolve() if self.folder else Path(scratch) / "runs"
+            into.mkdir(parents=True, exist_ok=True)
+            if any(into.glob("*.jsonl")):
+                raise UserError(f"--keep: {into} holds run files already; name another folder")
+            yield Path(scratch), into
+
+    @contextmanager
+    def now(self) -> Iterator[Run]:
+        """This code on this machine; its file stays as long as the context."""
+        with self._place() as (scratch, into):
+            yield self.run(this_tree(scratch / "new"), "new", into)
+
+    def against(self, ref: str, policy: Policy, rounds: int) -> tuple[Comparison, Run]:
+        """The code as it is against a commit of its repository, and one of the new runs; see `session`."""
+        with TemporaryDirectory(prefix="powerbench-check-") as scratch, tree_of(ref, Path(scratch) / "old") as old:
+            return self.session(old, this_tree(Path(scratch) / "new"), policy, rounds)
+
+    def session(self, old: Tree, new: Tree, policy: Policy, rounds: int) -> tuple[Comparison, Run]:
+        """Two trees in turns, A B B A, a round at a time until every case is decided; and one of the new runs.
+
+        The runs are the visits. Each look at the data is a chance for a false alarm, so each gets its part of the false
+        discovery rate.
+        """
+        each_look = msgspec.structs.replace(policy, false_discovery_rate=policy.false_discovery_rate / rounds)
+        pairs: list[tuple[Run, Run]] = []
+        with self._place() as (_, into):
+            while True:
+                first, second = len(pairs) + 1, len(pairs) + 2
+                before = self.run(old, f"baseline-{first}", into, visits=1)
+                after = self.run(new, f"new-{first}", into, visits=1)
+                after_again = self.run(new, f"new-{second}", into, visits=1)
+                before_again = self.run(old, f"baseline-{second}", into, visits=1)
+                pairs += [(before, after), (before_again, after_again)]
+                comparison = compare_pairs(pairs, each_look)
+                undecided = comparison.counts.get("inconclusive", 0)
+                if undecided <= policy.allow_inconclusive or len(pairs) >= 2 * rounds:
+                    break
+                self.say(f"{undecided} cases are undecided after {len(pairs)} pairs of runs: another round")
+        return msgspec.structs.replace(comparison, baseline=old.label, new=new.label, policy=policy), after
+
+    def calibrate(self, policy: Policy, runs: int) -> Calibration:
+        """The same code again and again."""
+        with self._place() as (scratch, into):
+            tree = this_tree(scratch / "new")
+            return calibration([self.run(tree, f"run-{i + 1}", into) for i in range(runs)], policy)
+
+
+def calibration(runs: Sequence[Run], policy: Policy) -> Calibration:
+    """The noise floor of each case that all of these runs of one code measured: what differs beyond their samples.
+
+    The variance between runs is that of the log medians less what their own standard errors explain; twice that is the
+    variance of a ratio. Raises UserError where no case was measured in all runs.
+    """
+    sides = {}
+    for one in runs[0].measurements:
+        found = [other for run in runs for other in run.measurements if other.case_id == one.case_id]
+        enough = [other for other in found if len(other.samples_ms) >= MIN_SAMPLES]
+        if len(enough) == len(runs):
+            sides[one.case_id] = Side.of(enough)
+    if not sides:
+        raise UserError("--calibrate: no case was measured, with five samples or more, in every run")
+    within = {
+        case: 2 * sum(median.standard_error**2 for median in side.medians) / len(runs) for case, side in sides.items()
+    }
+    beyond = {
+        case: max(0.0, 2 * sample_variance([median.log_median for median in side.medians]) - within[case])
+        for case, side in sides.items()
+    }
+    variances, freedom = moderated(beyond, len(runs) - 1)
+    cases = {}
+    for case, variance in variances.items():
+        error = math.sqrt(variance + within[case])
+        evidence = Evidence(0.0, 0.0, 0.0, 1.0, error, freedom, math.sqrt(variance))
+        seen = evidence.detectable(policy.false_discovery_rate / len(sides), policy.threshold)
+        cases[case] = CaseNoise(math.sqrt(variance), seen)
+    header = runs[0].header
+    return Calibration(header.environment.device, gpu_uuid(runs[0]), len(runs), freedom, header.started, cases)

@@ -1,0 +1,1 @@
+"""A `Comparison` for people (terminal, pull request) and for machines (JUnit, JSON)."""

@@ -1,0 +1,69 @@
+"""The visits of a case put together: what a run file holds in several lines, read back as one measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+from msgspec.structs import replace as _replace
+
+from powerbench.results.model import Measurement
+
+
+def together(lines: Sequence[Measurement]) -> Measurement:
+    """One measurement of the lines of one case, in the order of the file; of two of the same visit the last counts.
+
+    A visit that failed is the fate of the case: what had been sampled before does not count. Nor do visits that were
+    timed by different means, which are not to be mixed.
+    """
+    last = lines[-1]
+    if last.status != "ok":
+        before = any(line.status == "ok" for line in lines)
+        return _replace(last, message=f"in a later visit: {last.message}") if before else last
+    visits: list[Measurement] = []
+    for line in lines:
+        if line.status == "ok":
+            visits = [*(other for other in visits if not visited(other) & visited(line)), line]
+        else:
+            visits = []  # measured anew since
+    visits.sort(key=lambda visit: min(visited(visit)))
+    if len(visits) == 1:
+        return visits[0]
+    timers = list(dict.fromkeys(str(visit.timer) for visit in visits))
+    if len(timers) > 1:
+        message = f"timed by {timers[0]} in one visit and by {timers[1]} in another"
+        return _replace(visits[-1], status="failed", message=message, **_NO_TIMES)
+    first = visits[0]
+    stops = [visit.stop for visit in visits]
+    return _replace(
+        first,
+        samples_ms=tuple(chain.from_iterable(visit.samples_ms for visit in visits)),
+        rounds=tuple(chain.from_iterable(visit.rounds for visit in visits)),
+        retaken=tuple(chain.from_iterable(visit.retaken for visit in visits)),
+        wall_ms=tuple(chain.from_iterable(visit.wall_ms for visit in visits)),
+        stop=next((stop for stop in stops if stop != "precise"), "precise"),
+        error=max((visit.error for visit in visits if visit.error is not None), default=None),
+        peak_memory_bytes=max(
+            (visit.peak_memory_bytes for visit in visits if visit.peak_memory_bytes is not None), default=None
+        ),
+        config=_configs(visits),
+        phases=next((visit.phases for visit in visits if visit.phases), ()),
+        order=next((visit.order for visit in visits if visit.order != first.order), first.order),
+    )
+
+
+_NO_TIMES = {"samples_ms": (), "rounds": (), "retaken": (), "wall_ms": (), "phases": ()}
+
+
+def visited(measurement: Measurement) -> frozenset[int]:
+    """The visits that this holds; 0 alone for lines of before there were visits, and for those without samples."""
+    return frozenset(one.visit for one in measurement.rounds) or frozenset({0})
+
+
+def _configs(visits: Sequence[Measurement]) -> dict[str, str]:
+    """What was chosen; where visits chose differently, each choice."""
+    found: dict[str, dict[str, None]] = {}
+    for visit in visits:
+        for name, value in visit.config.items():
+            found.setdefault(name, {})[value] = None
+    return {name: " or ".join(values) for name, values in found.items()}

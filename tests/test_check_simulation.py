@@ -1,0 +1,180 @@
+"""How often the gate is wrong, counted over simulated runs with the noise of the published ones."""
+
+from __future__ import annotations
+
+import math
+from itertools import permutations
+
+import msgspec
+import numpy as np
+import pytest
+
+from powerbench.check.compare import compare, compare_pairs
+from powerbench.check.model import Policy
+from powerbench.results.store import load
+from tests.noise_model import CASES, CONTROLS, RESULTS, Noise, observed, observed_between, on_a_cpu, simulated
+
+RUNS = 100
+SLOWER = CONTROLS + 20  # a case that is on trial
+
+
+@pytest.fixture(scope="module")
+def h200():
+    return observed("h200")
+
+
+@pytest.fixture(scope="module")
+def quiet():
+    """Series of power-triton whose median is known to 0.5 %, where the stopping rule stops."""
+    found = observed("h200", "power-triton")
+    precise = [one for one in found if _median_error(one) <= 0.005]
+    assert len(precise) > 0.9 * len(found)
+    return precise
+
+
+def _median_error(series):
+    worth = series.n * (1 - series.correlation) / (1 + series.correlation)
+    return 1.2533 * series.sd / math.sqrt(worth)
+
+
+def drawn(pool, generator):
+    return [pool[i] for i in generator.integers(0, len(pool), CASES)]
+
+
+def alarms(pool, noise, number=RUNS, change=lambda run: run, policy=None):
+    """How many of so many comparisons of identical code call anything a regression."""
+    generator = np.random.default_rng(7)
+    found = 0
+    for _ in range(number):
+        series = drawn(pool, generator)
+        old, new = (change(simulated(noise, series, generator)) for _ in range(2))
+        found += "regression" in compare(old, new, policy).counts
+    return found
+
+
+def test_what_the_simulation_is_made_of(h200, quiet):
+    """Of the published runs: two of one code differ by half a percent, and samples by a fifth of one and more."""
+    assert 0.003 < observed_between() < 0.0075
+    assert len(h200) > 100
+    assert 0.001 < np.median([one.sd for one in quiet]) < 0.01
+    assert max(one.correlation for one in h200) > 0.9
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        {"between": 1.0},
+        {"between": 1.0, "outliers": 0.02},
+        {"between": 1.0, "outliers": 0.01, "second_clock": 0.12},
+        {"between": 1.0, "outliers": 0.01, "drift": 0.05},
+    ],
+    ids=["log-normal", "outliers", "two clocks", "drift common to both"],
+)
+def test_at_most_one_in_a_hundred_runs_of_identical_code_raises_an_alarm(h200, noise):
+    noise = Noise(**{**noise, "between": observed_between()})
+    assert alarms(h200, noise) <= RUNS // 100
+
+
+def test_nor_does_a_noisy_cpu():
+    """Runs of one code 10 % apart, as assumed of a CPU, and every twentieth sample an outlier."""
+    assert alarms(observed("cpu"), Noise(0.1, outliers=0.05), change=on_a_cpu) <= RUNS // 100
+
+
+def test_a_machine_noisier_than_assumed_is_told_by_what_is_not_on_trial(quiet):
+    """Four times the noise that was assumed: without the controls nearly every run would raise an alarm."""
+    assert alarms(quiet, Noise(0.03), 50) <= 3
+    assert alarms(quiet, Noise(0.03), 20, policy=Policy(controls=())) >= 15
+
+
+def test_a_slowdown_of_5_percent_is_caught(quiet):
+    """In at least 95 % of runs; and it is not called ok in the others."""
+    generator = np.random.default_rng(11)
+    noise = Noise(observed_between(), outliers=0.01)
+    verdicts = []
+    for _ in range(RUNS):
+        series = drawn(quiet, generator)
+        old, new = simulated(noise, series, generator), simulated(noise, series, generator, {SLOWER: 1.05})
+        verdicts.append(compare(old, new).cases[SLOWER].verdict)
+    assert verdicts.count("regression") >= 0.95 * RUNS
+    assert set(verdicts) <= {"regression", "inconclusive"}
+
+
+def test_what_it_says_it_can_see_it_sees(quiet):
+    """`detectable` is the slowdown that 95 % of runs show: planted, it is found about so often."""
+    generator = np.random.default_rng(13)
+    noise = Noise(0.0075, outliers=0.01)
+    found = []
+    for _ in range(60):
+        series = drawn(quiet, generator)
+        old = simulated(noise, series, generator)
+        seen = compare(old, simulated(noise, series, generator)).cases[SLOWER].detectable
+        slow = compare(old, simulated(noise, series, generator, {SLOWER: 1 + seen})).cases[SLOWER]
+        found.append(slow.verdict == "regression")
+    assert np.mean(found) >= 0.85
+
+
+def session(pool, generator, noise, drift_each_run, slower=1.0):
+    """A B B A, twice: four pairs, while the machine becomes slower by so much from run to run."""
+    series = drawn(pool, generator)
+    made = []
+    for i, side in enumerate("ABBAABBA"):
+        factor = (1 + drift_each_run) ** i * (slower if side == "B" else 1.0)
+        made.append(simulated(noise, series, generator, dict.fromkeys(range(CONTROLS, CASES), factor)))
+    a1, b1, b2, a2, a3, b3, b4, a4 = made
+    return [(a1, b1), (a2, b2), (a3, b3), (a4, b4)]
+
+
+def test_a_drift_through_a_session_is_no_regression(quiet):
+    """2 % slower from each run to the next, on the cases on trial alone: A B B A cancels it."""
+    generator = np.random.default_rng(17)
+    for _ in range(15):
+        assert "regression" not in compare_pairs(session(quiet, generator, Noise(0.005), 0.02)).counts
+
+
+def test_a_session_of_pairs_catches_5_percent(quiet):
+    generator = np.random.default_rng(19)
+    found = []
+    for _ in range(15):
+        cases = compare_pairs(session(quiet, generator, Noise(0.005), 0.0, 1.05)).cases[CONTROLS:]
+        found += [case.verdict == "regression" for case in cases]
+    assert np.mean(found) >= 0.95
+
+
+def test_a_session_of_identical_code_is_silent(quiet):
+    generator = np.random.default_rng(23)
+    counts = [compare_pairs(session(quiet, generator, Noise(0.01), 0.0)).counts for _ in range(20)]
+    assert not any("regression" in count for count in counts)
+
+
+def published():
+    """Pairs of published H200 runs of one commit that measured some of the same cases."""
+    loaded = [load(path) for path in sorted((RESULTS / "h200").glob("*.jsonl"))]
+    for old, new in permutations(loaded, 2):
+        shared = {one.case_id for one in old.measurements} & {one.case_id for one in new.measurements}
+        if shared and old.header.environment.commit == new.header.environment.commit:
+            yield old, new
+
+
+def test_published_runs_of_one_commit_raise_no_alarm():
+    pairs = list(published())
+    assert len(pairs) >= 4
+    counts = [compare(old, new).counts for old, new in pairs]
+    assert not any("regression" in count or "improvement" in count for count in counts)
+    assert sum(count.get("ok", 0) for count in counts) > sum(count.get("inconclusive", 0) for count in counts)
+
+
+def test_five_percent_in_published_samples_of_power_attention_are_seen():
+    """Real samples on both sides, of different runs; those of the new one taken 1.05 times as long."""
+    verdicts = []
+    for old, new in published():
+        slow = [
+            msgspec.structs.replace(one, samples_ms=tuple(1.05 * ms for ms in one.samples_ms))
+            for one in new.measurements
+            if one.case.kernel == "power-triton" and one.samples_ms
+        ]
+        rest = [one for one in new.measurements if one.case.kernel != "power-triton"]
+        found = compare(old, msgspec.structs.replace(new, measurements=(*slow, *rest)))
+        verdicts += [case.verdict for case in found.cases if case.case_id.startswith("power-") and case.ratio]
+    assert len(verdicts) >= 8
+    assert verdicts.count("regression") >= 0.9 * len(verdicts)
+    assert "ok" not in verdicts
