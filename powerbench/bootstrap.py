@@ -72,8 +72,19 @@ def _of_logs(logs: Sequence[float], seeds: Iterable[Sequence[float]]) -> Array:
     """Their mean, as far off as Student's t says: one value a visit, visits taken for independent and normal."""
     values = np.asarray(logs)
     error = values.std(ddof=1) / math.sqrt(len(values))
-    drawn: Array = values.mean() + error * _generator(seeds).standard_t(len(values) - 1, RESAMPLES)
+    drawn: Array = values.mean() + error * _generator(seeds).permutation(_student(len(values) - 1))
     return drawn
+
+
+@lru_cache(maxsize=64)
+def _student(freedom: int) -> Array:
+    """RESAMPLES values of Student's t, evenly over its quantiles: the tails of few draws would be chance."""
+    number = 100 * RESAMPLES
+    values: Array = np.quantile(
+        np.random.default_rng(freedom).standard_t(freedom, number), (np.arange(RESAMPLES) + 0.5) / RESAMPLES
+    )
+    symmetric: Array = (values - values[::-1]) / 2
+    return symmetric
 
 
 def _of_one_visit(samples: tuple[float, ...]) -> Array | None:

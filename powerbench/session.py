@@ -127,6 +127,7 @@ class Session:
             if self.refine:
                 everything = self._plan(ceilings)
                 self.console.print(refining_text(everything), markup=False, soft_wrap=True)
+            self._note_cases_timed_otherwise(earlier)
             if self.phases:
                 self._note_cases_without_phases(earlier)
             measured = self._measure(planned, writer)
@@ -145,8 +146,9 @@ class Session:
         return plan(suite, kernels, self.device, ceilings, done, phases=self.phases, visits=self.visits)
 
     def _visited(self, measurement: Measurement) -> Collection[int]:
-        """A case that failed is done with."""
-        return visited(measurement) if measurement.status == "ok" else range(self.visits)
+        """A case that failed is done with, and so is one that was timed by other means: the two are not to be mixed."""
+        goes_on = measurement.status == "ok" and self.method.gives(measurement.timer, self.device.type)
+        return visited(measurement) if goes_on else range(self.visits)
 
     def _measure(self, planned: list[PlannedCase], writer: RunWriter) -> int:
         """Run the cases into the file; how many visits there were."""
@@ -191,6 +193,13 @@ class Session:
 
     def _named(self, step: refining.Step) -> list[Kernel]:
         return [kernel for kernel in self.kernels if kernel.name in (step.suite.kernels or ())]
+
+    def _note_cases_timed_otherwise(self, earlier: Run) -> None:
+        timers = [m.timer for m in earlier.measurements if m.status == "ok" and len(self._visited(m)) > len(visited(m))]
+        if timers:
+            how = ", ".join(dict.fromkeys(map(str, timers)))
+            message = f"--resume: cases timed by other means ({how}), which stay as they are: {len(timers)}"
+            self.console.print(message, markup=False, soft_wrap=True)
 
     def _note_cases_without_phases(self, earlier: Run) -> None:
         """A case is done however it was measured; that those of an earlier sweep lack their phases has to be said."""

@@ -48,6 +48,13 @@ class Method:
     mode: Mode | None = None
     l2: L2 = "cold"
 
+    def gives(self, timer: str | None, device_type: str) -> bool:
+        """Whether a case may be timed so (a `Timer.name`): its times may then stand beside those that this gives."""
+        if device_type != "cuda":
+            return timer == "wall"
+        modes = (self.mode,) if self.mode else ("graph", "events")
+        return timer in {f"{mode}-{self.l2}" for mode in modes}
+
 
 def method(device_type: str, mode: Mode | None, l2: L2 | None) -> Method:
     """The method for `--timer` and `--l2` on a device. Raises UserError for what it cannot do."""

@@ -50,7 +50,7 @@ def test_visits_count_and_not_their_samples():
     logs = np.log([1.0, 1.1, 0.9, 1.05])
     half = 3.182 * logs.std(ddof=1) / 2  # t of three degrees of freedom
     low, high = interval(visits)
-    assert np.log([low, high]) == pytest.approx([logs.mean() - half, logs.mean() + half], abs=0.15 * half)
+    assert np.log([low, high]) == pytest.approx([logs.mean() - half, logs.mean() + half], abs=0.02 * half)
     assert low < math.exp(logs.mean()) < high
     assert interval(((2.0,), (2.0,))) == (2.0, 2.0)
 

@@ -238,6 +238,17 @@ def test_resume_with_phases_measures_nothing_twice_and_says_so(theirs, tmp_path)
     assert apart == [128]
 
 
+def test_what_was_timed_by_other_means_is_not_mixed(swept, tmp_path):
+    """As in files of before, whose single visit was timed by `perf_counter`."""
+    folder, _ = swept
+    header, first, *_ = (folder / "run.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "run.jsonl").write_bytes(header + first.replace(b'"timer":"wall"', b'"timer":"perf_counter"'))
+    resumed = powerbench("sweep", *SMALL, "--visits", "2", "-o", "run.jsonl", "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "timed by other means (perf_counter), which stay as they are: 1\n" in resumed.stderr
+    assert sorted(len(case.visits) for case in load(tmp_path / "run.jsonl").measurements) == [1] + [2] * 8
+
+
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory):
     """As `theirs`, but one kernel aborts its process and one hangs."""

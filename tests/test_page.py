@@ -32,7 +32,7 @@ from powerbench.reports.roofline_figure import roofline
 from powerbench.reports.rows import rows
 from powerbench.reports.states import state_bytes
 from powerbench.reports.static import write_static
-from powerbench.reports.style import roof_axes, styles, tint
+from powerbench.reports.style import context_ticks, roof_axes, styles, tint
 from powerbench.reports.text import significant
 from powerbench.reports.wsfr import section
 from powerbench.results.store import StoreError, load
@@ -520,3 +520,19 @@ def test_imports_are_light(modules, absent):
     code = f"import sys, {modules}; sys.exit(' '.join(set('{absent}'.split()) & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("contexts", "labels"),
+    [
+        ([2**i for i in range(10, 17)], "1k 2k 4k 8k 16k 32k 64k"),
+        ([2**i for i in range(10, 21)], "1k 4k 16k 64k 256k 1m"),
+        ([4096, 16384, 25088, 28416, 32768, 65536], "4k 16k 32k 64k"),  # as --refine leaves them
+        ([1024], "1k"),
+        ([], ""),
+    ],
+)
+def test_labels_of_contexts_have_room(contexts, labels):
+    ticks, texts = context_ticks(contexts)
+    assert texts == labels.split()
+    assert set(ticks) <= set(contexts)

@@ -13,6 +13,7 @@ from powerbench.reports.curves import groups, pairs
 from powerbench.reports.rows import rows
 from powerbench.reports.text import significant
 from powerbench.results.store import load
+from tools.coverage import table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -98,3 +99,12 @@ def test_readme_quotes_the_refined_crossing():
 
 def _pairs(path):
     return [pair for group in groups(rows(load(ROOT / path))) for pair in pairs(group.curves)]
+
+
+@pytest.mark.parametrize("runs", ["h200-?", "cpu-?", "cpu-one-visit-?"])
+def test_docs_count_what_the_intervals_cover(runs):
+    paths = sorted(map(str, (ROOT / "docs" / "runs" / "agreement").glob(f"{runs}.jsonl")))
+    covered, number = re.match(r"covered: (\d+) of (\d+) differences", table(paths)[-1]).groups()
+    docs = " ".join((ROOT / "docs" / "measuring.md").read_text().split())
+    share = f"{100 * int(covered) / int(number):.1f} %"
+    assert re.search(rf"{covered} of (the )?{number}\b[^.]*?, {re.escape(share)}", docs)

@@ -15,6 +15,20 @@ CPU_DEVICE = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
+@pytest.mark.parametrize(
+    ("given", "device_type", "timers"),
+    [
+        (Method(), "cuda", {"graph-cold", "events-cold"}),  # whichever the call allows
+        (Method("events", "hot"), "cuda", {"events-hot"}),
+        (Method("wall"), "cuda", {"wall-cold"}),
+        (Method("wall", "hot"), "cpu", {"wall"}),
+    ],
+)
+def test_which_times_may_stand_together(given, device_type, timers):
+    names = {f"{mode}-{l2}" for mode in ("graph", "events", "wall") for l2 in ("cold", "hot")} | {"wall", None}
+    assert {name for name in names if given.gives(name, device_type)} == timers
+
+
 def test_methods_by_device():
     assert method("cpu", None, None) == method("cpu", "wall", None) == Method("wall", "hot")
     assert method("cuda", None, None) == Method(None, "cold")

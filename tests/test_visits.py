@@ -35,6 +35,12 @@ def test_samples_follow_each_other_and_visits_are_kept_apart():
     assert visited(whole) == {0, 1, 2}
 
 
+def test_precise_is_what_all_visits_agree_on():
+    assert together([visit(0, 1.0), visit(1, 1.001), visit(2, 0.999)]).stop == "precise"
+    assert together([visit(0, 1.0), visit(1, 1.05), visit(2, 0.95)]).stop == "visits"
+    assert together([visit(0, 1.0), visit(1, 1.05, stop="samples"), visit(2, 0.95)]).stop == "samples"
+
+
 def test_of_two_of_the_same_visit_the_last_counts():
     assert together([visit(0, 1.0), visit(1, 2.0), visit(0, 3.0)]).visits == ((3.0,), (2.0,))
 

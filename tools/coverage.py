@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from itertools import combinations
 
 from powerbench.reports.rows import Row, rows
@@ -20,9 +21,13 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN.jsonl")
-    found = [{row.case_id: row for row in rows(load(path)) if row.interval_ms} for path in parser.parse_args().runs]
-    print("| case | ms | ± | largest difference of two runs | covered |")
-    print("|---|---:|---:|---:|---:|")
+    print("\n".join(table(parser.parse_args().runs)))
+
+
+def table(paths: Sequence[str]) -> list[str]:
+    """The lines of the table over these run files, and one that counts them all."""
+    found = [{row.case_id: row for row in rows(load(path)) if row.interval_ms} for path in paths]
+    lines = ["| case | ms | ± | largest difference of two runs | covered |", "|---|---:|---:|---:|---:|"]
     covered = number = 0
     for case in found[0]:
         measured = [run[case] for run in found if case in run]
@@ -30,11 +35,11 @@ def main() -> None:
         good = sum(difference <= half for difference, half in pairs)
         covered, number = covered + good, number + len(pairs)
         halves = [row.spread or 0.0 for row in measured]
-        print(
+        lines.append(
             f"| {case} | {measured[0].median_ms:.4g} | {sum(halves) / len(halves):.1%} "
             f"| {max(difference for difference, _ in pairs):.1%} | {good} of {len(pairs)} |"
         )
-    print(f"\ncovered: {covered} of {number} differences, {covered / number:.1%}")
+    return [*lines, "", f"covered: {covered} of {number} differences, {covered / number:.1%}"]
 
 
 def _pair(a: Row, b: Row) -> tuple[float, float]:

@@ -62,7 +62,7 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     gated: bool
     valid: bool  # a time that can be trusted: status ok and not above the roof
     attainable_tflops: float | None  # executed TFLOP/s at the roof
-    stop: str | None  # why sampling stopped: precise, or the cap that was reached (time, samples)
+    stop: str | None  # why sampling stopped: precise, or the cap that was reached (time, samples, visits)
     order: str | None  # interleaved with the problem's other contestants, or in turn and why
     timer_reason: str | None  # why it was not timed by a graph, where one was tried
     wall_ms: float | None  # median wall time of a call, where `median_ms` is device time

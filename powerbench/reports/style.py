@@ -63,13 +63,21 @@ def is_dark(color: str) -> bool:
     return 0.299 * red + 0.587 * green + 0.114 * blue < 140
 
 
+TICKS = 9  # as many labels of contexts fit under a figure on a phone
+
+
 def context_ticks(contexts: Iterable[int]) -> tuple[list[int], list[str]]:
-    """Ticks for a logarithmic context axis: the measured contexts, or powers of two where those are too many."""
-    ticks = sorted(set(contexts))
-    if len(ticks) > 9:
-        low, high = math.ceil(math.log2(ticks[0])), math.floor(math.log2(ticks[-1]))
-        step = max(1, math.ceil((high - low + 1) / 9))
-        ticks = [2**i for i in range(low, high + 1, step)]
+    """Ticks for a logarithmic context axis: the measured contexts, less those too near to others to be written.
+
+    Powers of two are kept before others, as `--refine` measures them in between; the ends before all.
+    """
+    measured = sorted(set(contexts))
+    room = math.log(measured[-1] / measured[0]) / TICKS if measured else 0.0
+    ticks: list[int] = []
+    for tick in sorted(measured, key=lambda one: (one not in (measured[0], measured[-1]), one & (one - 1) != 0, one)):
+        if all(abs(math.log(tick / other)) >= room * 0.999 for other in ticks):
+            ticks.append(tick)
+    ticks.sort()
     return ticks, [context_text(tick) for tick in ticks]
 
 

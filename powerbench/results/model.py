@@ -100,10 +100,11 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 
     samples_ms are wall or device milliseconds of single calls, in the order taken, as `timer` says: a mode of
     `powerbench.timing` and the state of the L2 (graph-cold, events-hot ...), or `wall` on a CPU; `timer_reason` says
-    why it is not a graph, where one was tried. `stop` is why sampling stopped (a `powerbench.stopping.StopReason`),
-    `order` whether the contestants of the problem took turns. `wall_ms` are a few wall times of the same call, beside
-    device times. `rounds` are the turns in which the samples were taken, in their order and together as many, and
-    the state that a GPU was in. `retaken` are rounds whose samples were dropped and taken again, for their slowdowns.
+    why it is not a graph, where one was tried. `stop` is why sampling stopped (a `powerbench.stopping.StopReason`; of
+    several visits also `visits`, where all were made and still differ), `order` whether the contestants of the problem
+    took turns. `wall_ms` are a few wall times of the same call, beside device times. `rounds` are the turns in which
+    the samples were taken, in their order and together as many, and the state that a GPU was in. `retaken` are rounds
+    whose samples were dropped and taken again, for their slowdowns.
     `error` is the largest relative error against the float64 reference over the sampled rows,
     `tolerance` what was allowed.
     `sequence_bytes` is what a decoding contestant keeps of one sequence, by its ledger: a cache or a state.

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
+from statistics import stdev
 
 from msgspec.structs import replace as _replace
 
 from powerbench.results.model import Measurement
+from powerbench.results.statistics import median
+
+_NO_TIMES = {"samples_ms": (), "rounds": (), "retaken": (), "wall_ms": (), "phases": ()}
+PRECISE = 0.005  # relative standard error of a time that all visits together know well enough
 
 
 def together(lines: Sequence[Measurement]) -> Measurement:
@@ -34,14 +40,13 @@ def together(lines: Sequence[Measurement]) -> Measurement:
         message = f"timed by {timers[0]} in one visit and by {timers[1]} in another"
         return _replace(visits[-1], status="failed", message=message, **_NO_TIMES)
     first = visits[0]
-    stops = [visit.stop for visit in visits]
     return _replace(
         first,
         samples_ms=tuple(chain.from_iterable(visit.samples_ms for visit in visits)),
         rounds=tuple(chain.from_iterable(visit.rounds for visit in visits)),
         retaken=tuple(chain.from_iterable(visit.retaken for visit in visits)),
         wall_ms=tuple(chain.from_iterable(visit.wall_ms for visit in visits)),
-        stop=next((stop for stop in stops if stop != "precise"), "precise"),
+        stop=_stop(visits),
         error=max((visit.error for visit in visits if visit.error is not None), default=None),
         peak_memory_bytes=max(
             (visit.peak_memory_bytes for visit in visits if visit.peak_memory_bytes is not None), default=None
@@ -52,7 +57,15 @@ def together(lines: Sequence[Measurement]) -> Measurement:
     )
 
 
-_NO_TIMES = {"samples_ms": (), "rounds": (), "retaken": (), "wall_ms": (), "phases": ()}
+def _stop(visits: Sequence[Measurement]) -> str | None:
+    """Why sampling stopped: the first visit's cap, or `visits` where each knows its own median and they differ."""
+    cap = next((visit.stop for visit in visits if visit.stop != "precise"), "precise")
+    return "visits" if cap == "precise" and _relative_error(visits) > PRECISE else cap
+
+
+def _relative_error(visits: Sequence[Measurement]) -> float:
+    """Standard error of the mean of the visits' log medians."""
+    return stdev(math.log(median(visit.samples_ms)) for visit in visits) / math.sqrt(len(visits))
 
 
 def visited(measurement: Measurement) -> frozenset[int]:
