@@ -106,9 +106,15 @@ def _plan_case(case: Case, kernel: Kernel, device: Device, ceilings: Ceilings, p
     seconds, _ = roof_seconds(launches, case.problem.dtype, ceilings)
     call_seconds = seconds / ASSUMED_ROOF_FRACTION
     apart = phases and kernel.phases is not None and not decoding
-    own, shared = _own_bytes(case, kernel), _input_bytes(case) + gate.memory_bytes(case)
+    own, shared = _own_bytes(case, kernel), _shared_bytes(case)
     kept = decoding.sequence_bytes(case) if decoding else None
     return PlannedCase(case, kernel, None, launches, call_seconds, own + shared, own, apart, sequence_bytes=kept)
+
+
+def _shared_bytes(case: Case) -> int:
+    """Predicted for the inputs, and for making them or for the gate, which only one contestant passes at a time."""
+    drawn = 4 * case.problem.v_bytes // case.problem.itemsize  # operands are drawn in float32, one after the other
+    return _input_bytes(case) + max(drawn, gate.memory_bytes(case))
 
 
 def _own_bytes(case: Case, kernel: Kernel) -> int:

@@ -13,7 +13,6 @@ from powerbench.kernels.kernel import Decoder, Decoding, Inputs
 from powerbench.kernels.power import decode_cost
 from powerbench.kernels.power.choose import choose
 from powerbench.kernels.power.decode import power_attention_step
-from powerbench.kernels.power.decode_cost import FILL_TOKENS
 from powerbench.kernels.power.feature_map import tspow_dim
 from powerbench.kernels.power.op import MAX_DEGREE
 from powerbench.kernels.power.state import LazyState, PowerState
@@ -65,7 +64,7 @@ def _prepare(backend: Literal["torch", "triton"], case: Case, inputs: Inputs) ->
     def reset() -> None:
         for b in range(B):
             past = [None if x is None else x[b, : T - 1 - waiting[b]] for x in (inputs.k, inputs.v, inputs.log_g)]
-            sum_up(*past, sums.s[b], sums.z[b], p=p, d_tile=d_tile, tokens=FILL_TOKENS)
+            sum_up(*past, sums.s[b], sums.z[b], p=p, d_tile=d_tile, tokens=decode_cost.fill_tokens(case))
             if isinstance(state, LazyState):
                 fill_window(state, b, *(None if x is None else x[b, T - 1 - waiting[b] : T - 1]
                                         for x in (inputs.k, inputs.v, inputs.log_g)))  # fmt: skip

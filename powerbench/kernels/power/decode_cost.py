@@ -22,7 +22,8 @@ from powerbench.kernels.power.decode_tiling import split
 from powerbench.kernels.power.feature_map import spow_dim, tspow_dim
 from powerbench.problem import Case, Problem
 
-FILL_TOKENS = 512  # of a sequence that are summed up at once, when a state is made ready
+FILL_ELEMENTS = 1 << 26  # of phi that are held at once, about, when a state is made ready
+FILL_TOKENS = 4096  # of a sequence that are summed up at once then, at most
 MAX_WINDOW = 128  # beyond, moving a window into the state would be felt in the step that does it
 
 
@@ -40,6 +41,12 @@ def sequence_bytes(case: Case) -> int:
     state = tspow_dim(problem.head_dim, p, d_tile) * (problem.value_dim + 1) * _sum_size(problem)
     window = C * _token_size(problem) if C > 1 else 0
     return problem.kv_heads * (state + window) + (4 if C > 1 else 0)
+
+
+def fill_tokens(case: Case) -> int:
+    """Tokens of a sequence that are summed up at once when its states are made ready."""
+    problem, (p, d_tile, _) = case.problem, resolved(case)
+    return max(1, min(FILL_TOKENS, FILL_ELEMENTS // (problem.kv_heads * tspow_dim(problem.head_dim, p, d_tile))))
 
 
 def _sum_size(problem: Problem) -> int:
@@ -120,5 +127,5 @@ def torch_launches(case: Case, normalize: bool) -> tuple[Launch, ...]:
 def workspace_bytes(case: Case) -> int:
     """Rough: what is kept, and phi of the tokens that are summed up at once while it is made ready."""
     problem, (p, d_tile, _) = case.problem, resolved(case)
-    phi = problem.kv_heads * tspow_dim(problem.head_dim, p, d_tile) * FILL_TOKENS * _sum_size(problem)
+    phi = problem.kv_heads * tspow_dim(problem.head_dim, p, d_tile) * fill_tokens(case) * _sum_size(problem)
     return problem.batch * sequence_bytes(case) + 2 * phi
