@@ -46,7 +46,8 @@ def sequence_bytes(case: Case) -> int:
 def fill_tokens(case: Case) -> int:
     """Tokens of a sequence that are summed up at once when its states are made ready."""
     problem, (p, d_tile, _) = case.problem, resolved(case)
-    return max(1, min(FILL_TOKENS, FILL_ELEMENTS // (problem.kv_heads * tspow_dim(problem.head_dim, p, d_tile))))
+    rows = problem.kv_heads * tspow_dim(problem.head_dim, p, d_tile)
+    return max(1, min(problem.seqlen, FILL_TOKENS, FILL_ELEMENTS // rows))
 
 
 def _sum_size(problem: Problem) -> int:
