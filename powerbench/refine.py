@@ -164,6 +164,6 @@ def _as_step(group: Group, suite: Suite, contexts: Sequence[int], crossings: int
     narrow = msgspec.structs.replace(
         suite, ctx=tuple(contexts), head_dim=(setting.head_dim,), value_dim=(setting.value_dim,),
         heads=(setting.heads,), kv_heads=(setting.kv_heads,), dtype=(setting.dtype,), pass_=(setting.pass_,),
-        kernels=names, tokens=_tokens(suite), batch=suite.batch and tuple({row.batch for row in group.rows}),
+        kernels=names, tokens=_tokens(suite), batch=suite.batch and tuple(sorted({row.batch for row in group.rows})),
     )  # fmt: skip
     return Step(setting, tuple(contexts), crossings, narrow)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
 import pytest
 import runs
 
@@ -58,6 +61,14 @@ def test_memory_and_bandwidth():
     assert (texts["ctx"], texts["batch"], texts["bytes a sequence"], texts["largest batch"]) == (
         "64k", "16", "4.00 M", "2",
     )  # fmt: skip
+
+
+def test_energy_is_shown_where_power_was_read():
+    """The board's 500 W for 0.04 ms, over 16 tokens."""
+    (table,) = decode_tables(RUN)
+    assert "mJ a token" not in [column.heading for column in table.columns]
+    one = next(one for one in table.rows if one.row.ctx == 65536)
+    assert replace(one, row=msgspec.structs.replace(one.row, power_w=500.0)).token_mj == pytest.approx(1.25)
 
 
 def test_crossover_in_batch():

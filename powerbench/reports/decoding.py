@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from powerbench.crossover import Crossing, Crossover, context_text, percent_text, ratio_text
 from powerbench.reports.curves import POWER, SOFTMAX, Group, compare, groups
 from powerbench.reports.rows import Row, rows
-from powerbench.reports.text import Column, si, significant
+from powerbench.reports.text import Column, or_empty, si, significant, telling
 from powerbench.results.model import Run
 
 
@@ -49,6 +49,12 @@ class DecodeRow:
         """Sequences; None where it is not known what one takes."""
         return self.memory_bytes // self.row.sequence_bytes if self.row.sequence_bytes else None
 
+    @property
+    def token_mj(self) -> float | None:
+        """Millijoule of the whole board a token; None where no power was read."""
+        row = self.row
+        return None if row.power_w is None or row.median_ms is None else row.power_w * row.median_ms / row.batch
+
 
 COLUMNS: tuple[Column[DecodeRow], ...] = (
     Column("ctx", lambda one: context_text(one.row.ctx)),
@@ -56,10 +62,11 @@ COLUMNS: tuple[Column[DecodeRow], ...] = (
     Column("contestant", lambda one: one.label, is_number=False),
     Column("ms a step", lambda one: significant(one.row.median_ms or 0.0)),
     Column("tokens/s", lambda one: si(one.row.tokens_per_s or 0.0)),
-    Column("GB/s", lambda one: "" if one.row.gb_per_s is None else significant(one.row.gb_per_s)),
-    Column("of copy", lambda one: "" if one.bandwidth_share is None else percent_text(one.bandwidth_share)),
+    Column("GB/s", lambda one: or_empty(one.row.gb_per_s, significant)),
+    Column("of copy", lambda one: or_empty(one.bandwidth_share, percent_text)),
+    Column("mJ a token", lambda one: or_empty(one.token_mj, significant)),
     Column("bytes a sequence", lambda one: si(one.row.sequence_bytes, " ") if one.row.sequence_bytes else ""),
-    Column("largest batch", lambda one: "" if one.largest_batch is None else str(one.largest_batch)),
+    Column("largest batch", lambda one: or_empty(one.largest_batch)),
 )
 
 
@@ -70,6 +77,11 @@ class DecodeTable:
     name: str  # dtype, head dimension, heads, gates
     rows: list[DecodeRow]
     sentences: list[str]
+
+    @property
+    def columns(self) -> list[Column[DecodeRow]]:
+        """Those of COLUMNS that say something here."""
+        return telling(COLUMNS, self.rows)
 
 
 def decode_tables(run: Run, memory_bytes: int | None = None) -> list[DecodeTable]:

@@ -19,7 +19,6 @@ from markupsafe import Markup
 from powerbench.crossover import context_text, percent_text
 from powerbench.reports.comparison import case_words
 from powerbench.reports.curves import groups
-from powerbench.reports.decoding import COLUMNS
 from powerbench.reports.facets import SELECTORS, choices, row_facets
 from powerbench.reports.payload import Payload
 from powerbench.reports.rows import rows
@@ -83,7 +82,6 @@ def page(runs: Sequence[Run]) -> str:
         choices=choices(row for one in views for row in one.rows),
         payload=payload,  # its text is asked for last, when the tables have added to it
         facets=row_facets,
-        decode_columns=COLUMNS,
         scripts=[Markup(script) for script in scripts],
         policy=_policy(scripts),
         style=Markup(_asset("page.css")),

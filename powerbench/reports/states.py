@@ -14,9 +14,9 @@ _WITHOUT_STATE = ("flex-power", "compile-attention")  # power attention, but in 
 def state_bytes(row: Row) -> int | None:
     """Bytes to go on from, of one sequence and one layer; None where a kernel of this kind is not known.
 
-    Of decoding what its ledger says. Else:
     Of degree p: the state of each key/value head, with D rows by the kernel's d_tile, the smallest (symmetric) D where
     it has none. Of attention without a state: k and v of the context, or of its sliding window, in the problem's dtype.
+    A decode row says itself what it keeps.
     """
     if row.sequence_bytes is not None:
         return row.sequence_bytes
