@@ -30,7 +30,12 @@ def interval(visits: Visits) -> tuple[float, float] | None:
 
     That takes two visits, or five samples.
     """
-    found = resampled(visits)
+    return _interval(tuple(tuple(samples) for samples in visits))
+
+
+@lru_cache(maxsize=1 << 15)  # a page asks several times for each of its cases, of which there may be ten thousand
+def _interval(visits: tuple[tuple[float, ...], ...]) -> tuple[float, float] | None:
+    found = _resampled(visits)
     if found is None:
         return None
     low, high = np.quantile(found, (0.025, 0.975))

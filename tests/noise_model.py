@@ -38,8 +38,8 @@ def observed(folder: str, kernels: str = "") -> list[Series]:
     found = []
     for path in sorted((RESULTS / folder).glob("*.jsonl")):
         for one in load(path).measurements:
-            if one.status == "ok" and one.case.kernel.startswith(kernels) and len(one.samples_ms) >= 5:
-                logs = np.log(one.samples_ms)
+            if one.status == "ok" and one.case.kernel.startswith(kernels) and len(one.visits[0]) >= 5:
+                logs = np.log(one.visits[0])  # a series is what was sampled without a break
                 quarter = (np.quantile(logs, 0.75) - np.quantile(logs, 0.25)) / 1.349
                 kept = logs[np.abs(logs - np.median(logs)) <= max(6 * quarter, 1e-4)]
                 neighbours = np.corrcoef(kept[:-1], kept[1:])[0, 1] if len(kept) > 20 else 0.0

@@ -138,16 +138,10 @@ def _write_into(axes: Axes, bars: BarContainer, series: Series, chart: Chart) ->
 def _markers(axes: Axes, series: Series) -> None:
     style, x, y = series.style, [point.x for point in series.points], [point.y for point in series.points]
     label = _plain(series.name) if series.key else None
-    for point in series.points:
-        if series.draw != "crossing" and point.low is not None and point.high is not None:
-            axes.vlines(
-                point.x,
-                point.low,
-                point.high,
-                color=style.color,
-                linewidth=1,
-                alpha=0.4 if series.draw == "faint" else 1,
-            )
+    ends = [(point.x, point.low, point.high) for point in series.points if point.low is not None]
+    if ends and series.draw != "crossing":
+        alpha = 0.4 if series.draw == "faint" else 1.0
+        axes.vlines(*zip(*ends, strict=True), color=style.color, linewidth=1, alpha=alpha)
     match series.draw:
         case "line":
             axes.plot(x, y, style.dash[1], color=style.color, marker=style.marker[1], markersize=4.5, label=label)

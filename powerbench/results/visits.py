@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import chain
-from statistics import stdev
+from statistics import median, stdev
 
 from msgspec.structs import replace as _replace
 
 from powerbench.results.model import Measurement
-from powerbench.results.statistics import median
 
 _NO_TIMES = {"samples_ms": (), "rounds": (), "retaken": (), "wall_ms": (), "phases": ()}
 PRECISE = 0.005  # relative standard error of a time that all visits together know well enough
