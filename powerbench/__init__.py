@@ -1,6 +1,7 @@
 """powerbench: how fast long-context attention really is, and power attention kernels of its own.
 
-`powerbench.power_attention` is loaded on first use, so that `import powerbench` needs no torch.
+`power_attention`, `power_attention_step` and their states are loaded on first use, so that `import powerbench` needs no
+torch.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from powerbench._version import __version__
 
 if TYPE_CHECKING:
+    from powerbench.kernels.power.decode import LazyState, fold_lazy_state, power_attention_step
     from powerbench.kernels.power.op import PowerState, power_attention
 
-__all__ = ["PowerState", "__version__", "power_attention"]
+__all__ = ["LazyState", "PowerState", "__version__", "fold_lazy_state", "power_attention", "power_attention_step"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("power_attention", "PowerState"):
-        from powerbench.kernels.power import op  # noqa: PLC0415  torch is heavy: only who uses the operator pays
+    if name in __all__:
+        from powerbench.kernels.power import decode, op  # noqa: PLC0415  torch is heavy: only who uses it pays
 
-        return getattr(op, name)
+        return getattr(op if name == "power_attention" else decode, name)
     raise AttributeError(f"module 'powerbench' has no attribute {name!r}")

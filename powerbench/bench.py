@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from statistics import fmean
 
 import torch
 
@@ -69,11 +71,24 @@ class Fault:
 Reply = Opened | Sampled | Closed | Fault
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """A case that has been through the gate: how to make what is timed, and how to check it again afterwards.
+
+    `cycle`: of so many calls the mean is a sample, because their work is not the same.
+    """
+
+    gated: gate.Gated
+    make: Callable[[], Callable[[], object]]
+    recheck: Callable[[Callable[[], object]], float]
+    cycle: int = 1
+
+
 @dataclass
 class _Live:
     """What an opened case holds on the device."""
 
-    gated: gate.Gated
+    trial: _Trial
     timer: Timer
 
 
@@ -87,7 +102,7 @@ class Bench:
     method: Method
     gauge: Gauge = Reading  # which has nothing to read
     _inputs: Inputs | None = None
-    _problem: Problem | None = None
+    _made_for: tuple[Problem, bool] | None = None  # whether for decoding
     _live: dict[str, _Live] = field(default_factory=dict)
     _prepared: dict[str, Forward] = field(default_factory=dict)  # so that what compiled or tuned in one visit is kept
 
@@ -109,41 +124,65 @@ class Bench:
         return Fault(reply.status, reply.message, reply.error, reply.tolerance, lost)
 
     def _open(self, case: Case, timed: bool) -> Reply:
-        if self._problem != case.problem or self._inputs is None:
+        wanted = (case.problem, case.pass_ == "decode")
+        if self._made_for != wanted or self._inputs is None:
             self._live.clear()
             self._inputs = None  # freed before the next ones are made
-            self._inputs, self._problem = make_inputs(case.problem, self.device.torch, self.seed), case.problem
+            self._inputs = make_inputs(case.problem, self.device.torch, self.seed, decoding=wanted[1])
+            self._made_for = wanted
         kernel, inputs, device = self.kernels[case.kernel], self._inputs, self.device.torch
         held = _allocated_bytes(device) - _size(inputs)  # by the other contestants, whose memory is not this one's
-        forward = self._prepared.get(case.case_id) or kernel.prepare(case)
-        self._prepared[case.case_id] = forward
-        gated, allowed = gate.check(kernel, case, inputs, forward, self.seed), gate.tolerance(case)
-        if not gated.error <= allowed:
-            message = f"relative error {gated.error:.2g} against the float64 reference, {allowed:.2g} allowed"
-            return Fault("wrong", message, gated.error, allowed)
+        trial = self._decoding(case, inputs) if wanted[1] else self._attending(case, inputs)
+        error, allowed = trial.gated.error, gate.tolerance(case)
+        if not error <= allowed:
+            message = f"relative error {error:.2g} against the float64 reference, {allowed:.2g} allowed"
+            return Fault("wrong", message, error, allowed)
         config = {} if kernel.gated or not case.problem.gated else {"gates": "none: this kernel has no gates"}
         if not timed:
-            return Opened(gated.error, allowed, config)
-
-        def make() -> Callable[[], object]:
-            return timed_call(kernel, case, inputs, forward)
-
-        call = make()
+            return Opened(error, allowed, config)
+        call = trial.make()
         peak = self.device.peak_memory_bytes(call)  # also the warm-up: what compiles or tunes does it here or above
         wall = self.device.type == "cuda" and self.method.mode != "wall"
         wall_ms = timing.wall_beside(call, device, self.method.l2) if wall else ()
         del call  # with the graph of a backward pass, before the timer makes its own
-        timer = timing.timer(make, device, self.method)
-        self._live[case.case_id] = _Live(gated, timer)
+        timer = timing.timer(trial.make, device, self.method)
+        self._live[case.case_id] = _Live(trial, timer)
         peak = None if peak is None else peak - held
-        return Opened(gated.error, allowed, config, timer.name, timer.reason, _rounded(wall_ms), peak)
+        return Opened(error, allowed, config, timer.name, timer.reason, _rounded(wall_ms), peak)
+
+    def _attending(self, case: Case, inputs: Inputs) -> _Trial:
+        """The passes over a whole context."""
+        kernel = self.kernels[case.kernel]
+        forward = self._prepared.get(case.case_id) or kernel.prepare(case)
+        self._prepared[case.case_id] = forward
+        gated = gate.check(kernel, case, inputs, forward, self.seed)
+        return _Trial(
+            gated,
+            partial(timed_call, kernel, case, inputs, forward),
+            lambda run: gate.recheck(case, inputs, run, gated),
+        )
+
+    def _decoding(self, case: Case, inputs: Inputs) -> _Trial:
+        """One step. All sequences are checked, so that there is nothing to draw."""
+        kernel = self.kernels[case.kernel]
+        assert kernel.decoding
+        with torch.no_grad():
+            decoder = kernel.decoding.prepare(case, inputs)
+            gated = gate.check_decoding(kernel, case, inputs, decoder)
+
+        def recheck(run: Callable[[], object]) -> float:
+            with torch.no_grad():
+                return gate.recheck_decoding(inputs, decoder, run, gated)
+
+        return _Trial(gated, lambda: torch.no_grad()(decoder.step), recheck, decoder.cycle)
 
     def _sample(self, case: Case, number: int) -> Reply:
-        timer, readings = self._live[case.case_id].timer, []
+        live, readings = self._live[case.case_id], []
+        timer, cycle = live.timer, live.trial.cycle
         if number > 1:
             timer.run()  # caches as this contestant leaves them; a call so long that it is sampled singly fills its own
             readings.append(self._read())  # a GPU is still at work on that call
-        ms = _rounded(timer.sample() for _ in range(number))
+        ms = _rounded(fmean(timer.sample() for _ in range(cycle)) for _ in range(number))
         readings.append(self._read())  # at once: its clock outlasts the load by little
         return Sampled(ms, over(readings))
 
@@ -157,7 +196,7 @@ class Bench:
     def _close(self, case: Case, phases: bool) -> Reply:
         live = self._live.pop(case.case_id)
         assert self._inputs
-        error, allowed = gate.recheck(case, self._inputs, live.timer.run, live.gated), gate.tolerance(case)
+        error, allowed = live.trial.recheck(live.timer.run), gate.tolerance(case)
         if not error <= allowed:
             message = (
                 f"after timing, on changed inputs, off by {error:.2g} from the gated results, {allowed:.2g} allowed"
@@ -169,7 +208,7 @@ class Bench:
         return Closed(timed, failed and self.device.type == "cuda" and _is_lost())
 
 
-def make_inputs(problem: Problem, device: torch.device, seed: int) -> Inputs:
+def make_inputs(problem: Problem, device: torch.device, seed: int, *, decoding: bool = False) -> Inputs:
     """Random tensors for a problem, the same for the same seed and device type. Never zeros: they time too well."""
     generator = torch.Generator(device).manual_seed(seed)
     B, T, H, Hk = problem.batch, problem.seqlen, problem.heads, problem.kv_heads
@@ -177,15 +216,16 @@ def make_inputs(problem: Problem, device: torch.device, seed: int) -> Inputs:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, device=device, generator=generator)
 
-    def operand(heads: int, width: int) -> torch.Tensor:
-        return normal(B, T, heads, width).to(TORCH_DTYPES[problem.dtype])
+    def operand(tokens: int, heads: int, width: int) -> torch.Tensor:
+        return normal(B, tokens, heads, width).to(TORCH_DTYPES[problem.dtype])
 
+    queries = 1 if decoding else T
     return Inputs(
-        q=operand(H, problem.head_dim),
-        k=operand(Hk, problem.head_dim),
-        v=operand(Hk, problem.value_dim),
+        q=operand(queries, H, problem.head_dim),
+        k=operand(T, Hk, problem.head_dim),
+        v=operand(T, Hk, problem.value_dim),
         log_g=torch.nn.functional.logsigmoid(normal(B, T, Hk) + SLOW_GATES) if problem.gated else None,
-        dy=operand(H, problem.value_dim),
+        dy=operand(queries, H, problem.value_dim),
     )
 
 

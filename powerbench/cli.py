@@ -33,10 +33,10 @@ SELECTORS = (
     ("--value-dim", "LIST", "Head dimensions of v [as q and k]."),
     ("--heads", "LIST", "Query heads [8 on a GPU, 1 on a CPU]."),
     ("--kv-heads", "LIST", "Key/value heads [as --heads]."),
-    ("--batch", "N", "Batch size, the same at every context."),
+    ("--batch", "LIST", "Batch sizes, the same at every context."),
     ("--tokens", "N", "Tokens (batch x context), the same at every context [the largest context]."),
     ("--dtype", "LIST", "bf16, fp16, fp32, fp64 [bf16 on a GPU, fp32 on a CPU]."),
-    ("--pass", "LIST", "fwd, bwd, fwd+bwd [fwd]."),
+    ("--pass", "LIST", "fwd, bwd, fwd+bwd, decode [fwd]."),
     ("--kernels", "LIST", "Families or rows as `powerbench list kernels` prints them [what suits the device]."),
 )
 

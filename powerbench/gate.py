@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import torch
 
-from powerbench.kernels.kernel import Forward, Inputs, Kernel
+from powerbench.kernels.kernel import Decoder, Forward, Inputs, Kernel
 from powerbench.problem import Case, Problem
 
 # Largest relative error that passes at p <= 2; a p-th power multiplies relative errors by p, so p / 2 scales it.
@@ -50,6 +50,9 @@ def tolerance(case: Case) -> float:
 def memory_bytes(case: Case) -> int:
     """Predicted device memory of the gate's reference, beside the case itself."""
     problem = case.problem
+    if case.pass_ == "decode":  # one sequence after the other
+        one = problem.heads * (problem.head_dim + REFERENCE_INTERMEDIATES)
+        return 8 * problem.seqlen * (one + problem.kv_heads * (problem.head_dim + problem.value_dim))
     elements = (problem.q_bytes + problem.k_bytes + problem.v_bytes + problem.y_bytes) // problem.itemsize
     rows = len(sample_rows(problem, 0))
     intermediates = REFERENCE_INTERMEDIATES * rows * problem.batch * problem.heads * problem.seqlen
@@ -101,6 +104,37 @@ def check(kernel: Kernel, case: Case, inputs: Inputs, forward: Forward, seed: in
     errors.append(_error(results[0], want_q[:, rows]))
     errors += [_error(got, want) for got, want in zip(gradients(masked)[1:], want_rest, strict=True)]
     return Gated(max(errors, key=lambda error: (math.isnan(error), error)), rows, results)  # a nan is the worst of all
+
+
+def check_decoding(kernel: Kernel, case: Case, inputs: Inputs, decoder: Decoder) -> Gated:
+    """Take the step for the context's last token and compare it with the reference, sequence by sequence."""
+    T, rows = inputs.k.shape[1], torch.tensor([inputs.k.shape[1] - 1], device=inputs.k.device)
+    poison(_token(inputs))
+    y = decoder.step().clone()
+    wanted = []
+    for b in range(len(inputs.k)):
+        one = {name: x if x is None else x[b : b + 1].double() for name, x in vars(inputs).items()}
+        queries = one["q"].expand(-1, T, -1, -1)  # the reference looks at the last row alone
+        wanted.append(kernel.reference(case, Inputs(**(one | {"q": queries})), rows))
+    return Gated(_row_error(y, torch.cat(wanted)), torch.zeros_like(rows), (y,))
+
+
+def recheck_decoding(inputs: Inputs, decoder: Decoder, run: Callable[[], object], gated: Gated) -> float:
+    """As `recheck`: with -v in cache or state and in the new token, made ready once more, y has to become -y."""
+    inputs.v.mul_(-1)
+    try:
+        decoder.reset()
+        poison(_token(inputs))
+        y = run()
+        assert isinstance(y, torch.Tensor)
+        return _error(y, -gated.results[0].double())
+    finally:
+        inputs.v.mul_(-1)
+
+
+def _token(inputs: Inputs) -> Inputs:
+    """What is as large as a step's results, for `poison`: a context's copies would not fit."""
+    return Inputs(inputs.q, inputs.q, inputs.dy, None, inputs.dy)
 
 
 def recheck(case: Case, inputs: Inputs, run: Callable[[], object], gated: Gated) -> float:

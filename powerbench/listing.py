@@ -35,7 +35,7 @@ def _capabilities(kernels: list[Kernel]) -> Table:
         table.add_row(
             kernel.name,
             kernel.version() or "not installed",
-            ", ".join(support.passes),
+            ", ".join(kernel.passes),
             "yes" if kernel.gated else "no",
             "yes" if support.grouped else "no",
             ", ".join(support.dtypes),

@@ -35,6 +35,7 @@ class PlannedCase:
     memory_bytes: int
     own_bytes: int = 0  # of these, what it does not share with the other contestants of its problem
     phases: bool = False
+    sequence_bytes: int | None = None  # of a decode case: what the kernel keeps of one sequence
     visits: tuple[int, ...] = (0,)
     stopping: Stopping = field(default_factory=Stopping)
 
@@ -97,28 +98,35 @@ def plan(
 
 
 def _plan_case(case: Case, kernel: Kernel, device: Device, ceilings: Ceilings, phases: bool) -> PlannedCase:
-    reason = kernel.unsupported(case, device.type)
+    reason = kernel.refusal(case, device.type)
     if reason:
         return PlannedCase(case, kernel, reason, (), 0.0, 0)
-    launches = kernel.launches(case)
+    decoding = kernel.decoding if case.pass_ == "decode" else None
+    launches = (decoding or kernel).launches(case)
     seconds, _ = roof_seconds(launches, case.problem.dtype, ceilings)
     call_seconds = seconds / ASSUMED_ROOF_FRACTION
-    apart = phases and kernel.phases is not None
+    apart = phases and kernel.phases is not None and not decoding
     own, shared = _own_bytes(case, kernel), _shared_bytes(case)
-    return PlannedCase(case, kernel, None, launches, call_seconds, own + shared, own, apart)
+    kept = decoding.sequence_bytes(case) if decoding else None
+    return PlannedCase(case, kernel, None, launches, call_seconds, own + shared, own, apart, sequence_bytes=kept)
 
 
 def _shared_bytes(case: Case) -> int:
-    """Predicted for the inputs and for the gate, which only one contestant passes at a time."""
-    return _input_bytes(case) + gate.memory_bytes(case)
+    """Predicted for the inputs, and for making them or for the gate, which only one contestant passes at a time."""
+    drawn = 4 * case.problem.v_bytes // case.problem.itemsize  # operands are drawn in float32, one after the other
+    return _input_bytes(case) + max(drawn, gate.memory_bytes(case))
 
 
 def _own_bytes(case: Case, kernel: Kernel) -> int:
     """Predicted for y and dy, gradients where asked for, and what the kernel says it needs."""
+    if case.pass_ == "decode":
+        assert kernel.decoding
+        return kernel.decoding.workspace_bytes(case)
     gradients = 0 if case.pass_ == "fwd" else _input_bytes(case)
     return gradients + 2 * case.problem.y_bytes + kernel.workspace_bytes(case)
 
 
 def _input_bytes(case: Case) -> int:
     problem = case.problem
-    return problem.q_bytes + problem.k_bytes + problem.v_bytes + problem.gate_bytes
+    queries = problem.q_bytes // problem.seqlen if case.pass_ == "decode" else problem.q_bytes
+    return queries + problem.k_bytes + problem.v_bytes + problem.gate_bytes

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import msgspec
 
 DType = Literal["bf16", "fp16", "fp32", "fp64"]
-Pass = Literal["fwd", "bwd", "fwd+bwd"]
+Pass = Literal["fwd", "bwd", "fwd+bwd", "decode"]
 
 DTYPES: tuple[str, ...] = get_args(DType)
 PASSES: tuple[str, ...] = get_args(Pass)
@@ -109,12 +109,21 @@ class Params(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Case(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
-    """One row of a run: a kernel with its resolved parameters, on a problem, in one pass."""
+    """One row of a run: a kernel with its resolved parameters, on a problem, in one pass.
+
+    The pass `decode` is one token of each sequence, the last of its context (position seqlen - 1): all before it is in
+    a cache or a state, which is made outside the clock. Then chunk_size is how many tokens a state takes in at once.
+    """
 
     problem: Problem
     kernel: str
     params: Params
     pass_: Pass
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one call gives an output for."""
+        return self.problem.batch if self.pass_ == "decode" else self.problem.tokens
 
     @property
     def case_id(self) -> str:

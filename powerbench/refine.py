@@ -96,12 +96,12 @@ def _of(suite: Suite, rows: Sequence[Row], kernels: Collection[str]) -> list[Gro
     tokens = _tokens(suite) or 0
 
     def is_asked(row: Row) -> bool:
-        batch = suite.batch or max(1, tokens // row.ctx)
+        batches = suite.batch or (max(1, tokens // row.ctx),)
         sizes = row.kernel in kernels and row.head_dim in suite.head_dim and row.heads in (suite.heads or ())
         sizes = sizes and row.value_dim in (suite.value_dim or (row.head_dim,))
         sizes = sizes and row.kv_heads in (suite.kv_heads or (row.heads,)) and low <= row.ctx <= high
         kind = row.dtype in (suite.dtype or ()) and row.pass_ in suite.pass_ and row.gated == suite.gated
-        return sizes and kind and row.batch == batch
+        return sizes and kind and row.batch in batches
 
     return groups([row for row in rows if is_asked(row)])
 
@@ -164,6 +164,6 @@ def _as_step(group: Group, suite: Suite, contexts: Sequence[int], crossings: int
     narrow = msgspec.structs.replace(
         suite, ctx=tuple(contexts), head_dim=(setting.head_dim,), value_dim=(setting.value_dim,),
         heads=(setting.heads,), kv_heads=(setting.kv_heads,), dtype=(setting.dtype,), pass_=(setting.pass_,),
-        kernels=names, tokens=_tokens(suite),
+        kernels=names, tokens=_tokens(suite), batch=suite.batch and tuple(sorted({row.batch for row in group.rows})),
     )  # fmt: skip
     return Step(setting, tuple(contexts), crossings, narrow)

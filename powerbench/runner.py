@@ -155,7 +155,10 @@ class _Entry:
         return _Entry(self.item, self.order)
 
     def row(self, status: str, **values: Any) -> Measurement:
-        return Measurement(case=self.item.case, status=status, launches=self.item.launches, **values)  # type: ignore[arg-type]
+        item = self.item
+        return Measurement(
+            case=item.case, status=status, launches=item.launches, sequence_bytes=item.sequence_bytes, **values,  # type: ignore[arg-type]
+        )  # fmt: skip
 
 
 @dataclass

@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 WITH_TORCH = ("flex-power", "window-torch", "window-flex", "compile-attention", "compile-chunked")
 WITH_PACKAGES = ("window-flash-2", "window-flash-3", "window-flash-4", "based-fla")
-GROUPED = Suite(p=(2,), ctx=(700,), heads=(4,), kv_heads=(2,), head_dim=(32,), batch=2, chunk=(None, 256))
-NARROW = Suite(p=(2,), ctx=(700,), heads=(2,), head_dim=(16,), batch=2)
+GROUPED = Suite(p=(2,), ctx=(700,), heads=(4,), kv_heads=(2,), head_dim=(32,), batch=(2,), chunk=(None, 256))
+NARROW = Suite(p=(2,), ctx=(700,), heads=(2,), head_dim=(16,), batch=(2,))
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ TORCH_FREE = [
     "powerbench.reports.frames", "powerbench.reports.show", "powerbench.reports.page", "powerbench.reports.static",
     "powerbench.kernels.power.feature_map", "powerbench.kernels.power.cost", "powerbench.kernels.power.choose",
     "powerbench.kernels.power.triton_cost", "powerbench.kernels.power.state_size",
+    "powerbench.kernels.power.decode_cost", "powerbench.kernels.power.decode_tiling", "powerbench.reports.decoding",
 ]  # fmt: skip
 # Which parts of the package a part may import. `cli` and `session`, at the top, may import all.
 BASE = {"problem", "cost", "errors", "_version"}
@@ -78,8 +79,8 @@ def test_no_torch(module):
 
 
 def test_the_operator_needs_no_triton():
-    """It is an extra: `triton_op` and what it imports come in with the first call that runs on Triton."""
-    done = run_python("import sys; sys.modules['triton'] = None; import powerbench.kernels.power.op")
+    """It is an extra: `triton_op`, `triton_decode` and what they import come in with the first call on Triton."""
+    done = run_python("import sys; sys.modules['triton'] = None; import powerbench.kernels.power.decode")
     assert done.returncode == 0, done.stderr
 
 

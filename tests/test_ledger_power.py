@@ -248,7 +248,7 @@ def test_phases_compute_what_the_operator_does():
 @pytest.mark.parametrize("pass_", ["fwd", "fwd+bwd"])
 def test_a_million_tokens_fit_one_gpu(pass_):
     """Eight heads of d = 64 at p = 2 on an H200, inputs and the gate's float64 copies included."""
-    suite = Suite(ctx=(2**20,), heads=(8,), kv_heads=(8,), head_dim=(64,), batch=1, dtype=("bf16",), pass_=(pass_,))
+    suite = Suite(ctx=(2**20,), heads=(8,), kv_heads=(8,), head_dim=(64,), batch=(1,), dtype=("bf16",), pass_=(pass_,))
     device = Device("cuda", "a test GPU", 141 * 10**9)
     (item,) = plan(suite.on("cuda"), [KERNELS["power-triton"]], device, CEILINGS)
     assert item.reason is None

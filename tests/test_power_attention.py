@@ -574,9 +574,9 @@ def test_auto_takes_triton_where_it_serves(monkeypatch, cuda, d, dtype, expected
         is_cuda = cuda
 
     q = torch.zeros(1, 1, 1, d, dtype=dtype, requires_grad=gradients).as_subclass(Device)
-    assert op._use_triton("auto", q, torch.zeros(1, 1, 1, 64)) is expected
+    assert op.use_triton("auto", q, torch.zeros(1, 1, 1, 64)) is expected
     monkeypatch.setattr(op, "_has_triton", lambda: False)
-    assert op._use_triton("auto", q, torch.zeros(1, 1, 1, 64)) is False
+    assert op.use_triton("auto", q, torch.zeros(1, 1, 1, 64)) is False
 
 
 @pytest.mark.gpu

@@ -21,6 +21,7 @@ H200 = Device("cuda", "NVIDIA H200", 140 * 2**30)
 SECONDS_A_CASE, SECONDS_A_SWEEP = 1.0, 15.0
 ASKED_FOR = {
     "paper", "crossover", "tiles", "degree", "heads", "dtype", "fla-shapes", "models", "ci", "smoke", "context",
+    "decode",
 }  # fmt: skip
 
 

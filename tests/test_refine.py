@@ -21,7 +21,9 @@ from tests import runs
 from tests.fakes import CEILINGS, CPU, Inline, fake
 
 NAMES = ("power-torch", "sdpa-cpu")
-SUITE = Suite(ctx=(1024, 4096, 16384), heads=(8,), head_dim=(64,), dtype=("fp32",), gated=False, kernels=NAMES, batch=1)
+SUITE = Suite(
+    ctx=(1024, 4096, 16384), heads=(8,), head_dim=(64,), dtype=("fp32",), gated=False, kernels=NAMES, batch=(1,),
+)  # fmt: skip
 
 
 def softmax_ms(ctx):
@@ -51,7 +53,7 @@ def test_a_wide_crossing_is_measured_where_it_is_thought_to_be():
     assert ctx % 128 == 0
     assert ctx == pytest.approx(TRUTH, rel=0.2)
     assert step.text == f"Forward, fp32, d = 64: 1 too wide, measuring {ctx}"
-    assert (step.suite.ctx, step.suite.kernels, step.suite.batch) == ((ctx,), NAMES[::-1], 1)
+    assert (step.suite.ctx, step.suite.kernels, step.suite.batch) == ((ctx,), NAMES[::-1], (1,))
 
 
 def test_it_ends_and_the_interval_holds_the_truth():
@@ -180,7 +182,7 @@ def session(monkeypatch):
     monkeypatch.setattr("powerbench.session.measure_ceilings", lambda *_: CEILINGS)
     monkeypatch.setattr("powerbench.session.measure_all_ceilings", lambda *_: CEILINGS)
     monkeypatch.setattr("powerbench.session.Worker", lambda _: Clocked(kernels))
-    suite = Suite(ctx=(32, 256), head_dim=(8,), kernels=("fake",), batch=1).on("cpu")
+    suite = Suite(ctx=(32, 256), head_dim=(8,), kernels=("fake",), batch=(1,)).on("cpu")
     return Session(suite, kernels, CPU, 0, Console(file=io.StringIO(), width=200), refine=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 
 import pytest
@@ -162,6 +163,71 @@ def test_nothing_is_cloned(name, fake, monkeypatch, tmp_path):
     monkeypatch.setattr(retention, "import_problem", lambda *names: None)
     (home / "cutlass").mkdir()
     assert KERNELS[name].unsupported(make_case(name), "cuda") is None
+
+
+@pytest.mark.parametrize(("chunk", "gated"), [(16, True), (16, False), (512, True)])
+def test_inference_is_called_with_state_and_cache(chunk, gated, fake, monkeypatch):
+    """The arguments are those of 1.0.7; what is moved into the state is right again after v has changed."""
+    moved = []
+
+    def power_retention_inference(
+        Q, K, V, log_G=None, initial_state=None, sum_of_keys=None, deg=2, scale=None, switch_over_seq_len=512
+    ):
+        before = () if initial_state is None else initial_state  # here a state is the tokens themselves
+        new = (K, V, gates_or_zero(log_G, K))
+        k, v, g = (torch.cat([*(part[i] for part in before), x], 1) for i, x in enumerate(new))
+        y = chunked_form(Q.expand(-1, k.shape[1], -1, -1), k, v, g, p=deg, chunk_size=8, normalize=True)[0][:, -1:]
+        if K.shape[1] < switch_over_seq_len:
+            return y, initial_state, sum_of_keys
+        moved.append(K.shape[1])
+        return y, Parts([(k, v, g)]), K.new_zeros(1)
+
+    monkeypatch.setattr(sys.modules["retention"], "power_retention_inference", power_retention_inference, raising=False)
+    kernel, problem = KERNELS["retention-triton"], make_case(dtype="fp32", gated=gated).problem
+    case = Case(problem, kernel.name, kernel.resolved(problem, Params(2, chunk_size=chunk), "decode", "cuda"), "decode")
+    assert kernel.refusal(case, "cuda") is None
+    inputs = make_inputs(case.problem, CPU, 0, decoding=True)
+    decoder = kernel.decoding.prepare(case, inputs)
+    rows = torch.tensor([69])
+    want = kernel.reference(case, replace(inputs, q=inputs.q.expand(-1, 70, -1, -1)), rows)
+    assert sum(moved) == {16: 62, 512: 0}[chunk]
+    for _ in range(2):
+        torch.testing.assert_close(decoder.step().double(), want, rtol=1e-4, atol=1e-5)
+    inputs.v.neg_()
+    decoder.reset()
+    torch.testing.assert_close(decoder.step().double(), -want, rtol=1e-4, atol=1e-5)
+
+
+class Parts(list):
+    """A fake state, as large as its tokens."""
+
+    def copy_(self, other):
+        self[:] = other
+
+
+def gates_or_zero(gates, k):
+    return k.new_zeros(k.shape[:3]) if gates is None else gates
+
+
+def test_ledger_of_decoding_by_hand():
+    """B = 2, H = 4, Hk = 2, d = e = 16, bf16: D is 136 (SPOW), 256 in their kernels; 7 tokens wait in a cache of 16."""
+    case = make_case("retention-triton", "decode", Params(2, chunk_size=16))
+    decoding = KERNELS["retention-triton"].decoding
+    (step,) = decoding.launches(case)
+    assert step.cost.useful_flops == 2 * 4 * (2 * 136 * 16 + 8 * 2 * 32)
+    assert step.cost.executed_flops - step.cost.useful_flops == 2 * 4 * 2 * (256 - 136) * 16
+    state, token = 2 * 256 * (16 * 2 + 4), 2 * (32 * 2 + 4)
+    assert decoding.sequence_bytes(case) == state + 16 * token
+    assert step.cost.bytes == 2 * (state + 10 * token + 4 * 32 * 2)
+
+
+def test_what_it_does_not_decode(fake):
+    whole = make_case("retention-triton", "decode", Params(4, chunk_size=70))
+    assert "degree 2 only" in KERNELS["retention-triton"].refusal(whole, "cuda")
+    plain = make_case("retention-triton", "decode", Params(2, chunk_size=1))
+    assert KERNELS["retention-triton"].refusal(plain, "cuda").endswith("chunk size 1 is below 16")
+    cuda = make_case("retention-cuda", "decode")
+    assert KERNELS["retention-cuda"].refusal(cuda, "cuda") == "retention-cuda does not decode"
 
 
 def test_a_broken_install_is_a_reason(fake, monkeypatch):

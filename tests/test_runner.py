@@ -32,7 +32,7 @@ from powerbench.terminal import Watcher
 from powerbench.worker import WorkerLost
 from tests.fakes import CEILINGS, CPU, LAUNCHES, PROBLEM, Inline, fake, phased, raising, softmax
 
-SUITE = Suite(ctx=(40,), heads=(4,), kv_heads=(2,), head_dim=(8,), batch=2, dtype=("fp32",)).on("cpu")
+SUITE = Suite(ctx=(40,), heads=(4,), kv_heads=(2,), head_dim=(8,), batch=(2,), dtype=("fp32",)).on("cpu")
 
 
 class Silent:
@@ -430,7 +430,7 @@ def test_results_are_checked_again_on_changed_inputs(pass_):
     assert (stale.status, right.status) == ("wrong", "ok")
     assert stale.message.startswith("after timing, on changed inputs, off by ")
     assert stale.samples_ms == ()
-    original = make_inputs(host.bench._problem, torch.device("cpu"), 0)
+    original = make_inputs(host.bench._made_for[0], torch.device("cpu"), 0)
     for name, tensor in vars(original).items():
         assert torch.equal(tensor, getattr(host.bench._inputs, name))
 

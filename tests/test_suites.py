@@ -59,17 +59,17 @@ def test_auto_and_words():
 def test_tokens_keep_work_equal_and_batch_keeps_it_growing():
     equal = Suite(ctx=(1024, 4096)).on("cpu")
     assert [(p.batch, p.seqlen) for p in equal.problems()] == [(4, 1024), (1, 4096)]
-    fixed = Suite(ctx=(1024, 4096), batch=2).on("cpu")
+    fixed = Suite(ctx=(1024, 4096), batch=(2,)).on("cpu")
     assert [(p.batch, p.seqlen) for p in fixed.problems()] == [(2, 1024), (2, 4096)]
 
 
 def test_override_replaces_batch_by_tokens_and_the_other_way_round():
-    suite = Suite(batch=2).override({"tokens": "8k"})
+    suite = Suite(batch=(2,)).override({"tokens": "8k"})
     assert (suite.batch, suite.tokens) == (None, 8192)
     suite = Suite(tokens=8192).override({"batch": "2"})
-    assert (suite.batch, suite.tokens) == (2, None)
-    kept = Suite(batch=2).override({"ctx": "1k"})
-    assert (kept.batch, kept.tokens) == (2, None)
+    assert (suite.batch, suite.tokens) == ((2,), None)
+    kept = Suite(batch=(2,)).override({"ctx": "1k"})
+    assert (kept.batch, kept.tokens) == ((2,), None)
     with pytest.raises(SelectorError, match="exclude each other"):
         Suite().override({"tokens": "8k", "batch": "1"})
 

@@ -22,9 +22,9 @@ def test_rows_and_families():
     assert len(names) == len(set(names))
     expected = {
         "power-triton", "power-torch", "linear-triton", "linear-torch", "sdpa-cpu", "sdpa-flash", "sdpa-cudnn",
-        "sdpa-efficient", "flash-2", "flash-3", "flash-4", "fla-linear", "fla-simple-gla", "based-fla", "flex-power",
-        "window-torch", "window-flex", "window-flash-2", "window-flash-3", "window-flash-4", "compile-attention",
-        "compile-chunked", "retention-triton", "retention-cuda",
+        "sdpa-efficient", "sdpa-math", "flash-2", "flash-3", "flash-4", "fla-linear", "fla-simple-gla", "based-fla",
+        "flex-power", "window-torch", "window-flex", "window-flash-2", "window-flash-3", "window-flash-4",
+        "compile-attention", "compile-chunked", "retention-triton", "retention-cuda",
     }  # fmt: skip
     assert expected <= set(names)
     assert [kernel.name for kernel in table.select(("linear", "sdpa-cpu"))] == [

@@ -29,7 +29,7 @@ from tests import runs
 from tests.fakes import CEILINGS, CPU, WALL, Inline, fake, softmax
 from tests.test_nvml import library, refuse
 
-SUITE = Suite(ctx=(40,), heads=(4,), kv_heads=(2,), head_dim=(8,), batch=2, dtype=("fp32",)).on("cpu")
+SUITE = Suite(ctx=(40,), heads=(4,), kv_heads=(2,), head_dim=(8,), batch=(2,), dtype=("fp32",)).on("cpu")
 QUICK = dataclasses.replace(Stopping(), min_seconds=0.0, max_samples=30, precision=0.0, max_seconds=1e9)
 
 COOL = Reading(1980.0, 500.0, 50.0, ())

@@ -23,7 +23,7 @@ VARIANTS = [  # p, d, e, d_tile, dtype, whether on Hopper's own kernels
 ]
 PORTABLE = {
     "gates_kernel", "update_state_kernel", "scan_kernel", "attend_kernel",
-    "query_gradient_kernel", "key_value_gradient_kernel", "gate_gradient_kernel",
+    "query_gradient_kernel", "key_value_gradient_kernel", "gate_gradient_kernel", "step_kernel", "combine_kernel",
 }  # fmt: skip
 HOPPER = {
     "hopper_update_kernel", "attend_hopper_kernel", "query_gradient_hopper_kernel", "key_value_state_kernel",
@@ -34,9 +34,10 @@ SHARED_MEMORY = 227 * 1024  # bytes a block may have on compute capability 9.0
 
 def test_compiles_for_hopper_without_spilling_much(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(Path(__file__).with_name("triton_aot.py")), json.dumps(VARIANTS)],
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, check=False,
+        env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = json.loads(done.stdout)

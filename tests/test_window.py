@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -189,6 +191,29 @@ def test_flash_gets_the_keys_to_the_left(name, distribution, module, monkeypatch
     inputs = make_inputs(case.problem, CPU, 0)
     KERNELS[name].prepare(case)(inputs.q, inputs.k, inputs.v, inputs.log_g)
     assert fake.calls[0][3] == {"causal": True, "window_size": (19, 0)}
+
+
+@pytest.mark.parametrize(("wide", "ctx"), [(20, 300), (300, 300), (1, 40)])
+def test_it_decodes_over_the_last_keys(wide, ctx):
+    problem = Problem(2, ctx, 4, 2, 8, 8, "fp64", True)
+    case = Case(problem, "window-torch", Params(2, window=wide), "decode")
+    kernel = KERNELS["window-torch"]
+    assert kernel.refusal(case, "cpu") is None
+    inputs = make_inputs(problem, CPU, 0, decoding=True)
+    want = kernel.reference(case, replace(inputs, q=inputs.q.expand(-1, ctx, -1, -1)), torch.tensor([ctx - 1]))
+    decoder = kernel.decoding.prepare(case, inputs)
+    inputs.k[:, : ctx - wide] = torch.nan  # what is before the window is not read
+    inputs.k[:, -1] = torch.nan  # what is not appended is seen
+    torch.testing.assert_close(decoder.step(), want)
+    assert kernel.decoding.sequence_bytes(case) == wide * 2 * (8 + 8) * 8
+    attend = kernel.decoding.launches(case)[1].cost
+    assert attend.useful_flops == 2 * 2 * 4 * wide * (8 + 8)
+    assert attend.bytes == 2 * (wide * 2 * (8 + 8) + 4 * (8 + 8)) * 8
+
+
+def test_flex_does_not_decode():
+    case = Case(Problem(2, 300, 4, 2, 8, 8, "bf16", True), "window-flex", Params(2, window=20), "decode")
+    assert KERNELS["window-flex"].refusal(case, "cuda") == "window-flex does not decode"
 
 
 def test_flash_is_refused_as_without_a_window(monkeypatch):

@@ -22,7 +22,7 @@ from powerbench.worker import Setup, Worker, WorkerLost
 from tests import planted, runs
 from tests.fakes import CEILINGS, CPU, WALL
 
-SUITE = Suite(ctx=(40,), heads=(4,), kv_heads=(2,), head_dim=(8,), batch=2, dtype=("fp32",)).on("cpu")
+SUITE = Suite(ctx=(40,), heads=(4,), kv_heads=(2,), head_dim=(8,), batch=(2,), dtype=("fp32",)).on("cpu")
 SETUP = Setup(CPU, 0, WALL, kernels="tests.planted:kernels")
 TIMEOUT = 6.0
 

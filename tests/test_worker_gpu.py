@@ -34,7 +34,7 @@ def swept():
     from tests import planted_gpu  # needs triton
 
     device = pick("cuda")
-    suite = Suite(ctx=(256,), heads=(4,), kv_heads=(2,), head_dim=(64,), batch=2, dtype=("bf16",)).on("cuda")
+    suite = Suite(ctx=(256,), heads=(4,), kv_heads=(2,), head_dim=(64,), batch=(2,), dtype=("bf16",)).on("cuda")
     table = planted_gpu.kernels()
     planned = plan(suite, list(table.values()), device, CEILINGS)
     hire = partial(Worker, Setup(device, 0, Method(), kernels="tests.planted_gpu:kernels"))

@@ -29,8 +29,11 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import JITFunction
 
 from powerbench.kernels.power import hopper
+from powerbench.kernels.power.feature_map import tspow_dim
+from powerbench.kernels.power.state import LazyState, PowerState
 from powerbench.kernels.power.triton_backend import forward_launches
 from powerbench.kernels.power.triton_backward import triton_backward
+from powerbench.kernels.power.triton_decode import triton_step
 
 POINTERS = {
     torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64",
@@ -88,6 +91,17 @@ def compile_backward(p: int, d: int, e: int, d_tile: int, dtype: str) -> None:
     triton_backward(dy, None, q, k, v, log_g, done.y, done.den, done.r, done.a, None, initial=False, **options)
 
 
+def compile_step(p: int, d: int, e: int, d_tile: int, dtype: str) -> None:
+    """One token on a plain state, three on a lazy one, whose queries then are a matrix."""
+    dim = tspow_dim(d, p, d_tile)
+    state = PowerState(torch.empty(64, 8, dim, e, device="meta"), torch.empty(64, 8, dim, device="meta"))
+    lazy = LazyState.begin(state, d, getattr(torch, dtype))
+    for T, past in ((1, state), (1, lazy), (3, lazy)):
+        q, k, v = (torch.empty(64, T, 8, n, dtype=getattr(torch, dtype), device="meta") for n in (d, d, e))
+        log_g = torch.empty(64, T, 8, device="meta")
+        triton_step(q, k, v, log_g, past, p=p, d_tile=d_tile, scale=d**-0.5, normalize=p % 2 == 0)
+
+
 def main() -> None:
     found: dict = {}
     JITFunction.run = compile_only(found)
@@ -100,6 +114,7 @@ def main() -> None:
             initial_state=None, return_state=True, save=False,
         )  # fmt: skip
         compile_backward(p, d, e, d_tile, dtype)
+        compile_step(p, d, e, d_tile, dtype)
     print(json.dumps(list(found.values())))
 
 

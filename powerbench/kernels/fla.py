@@ -17,6 +17,7 @@ from importlib.util import find_spec
 import torch
 
 from powerbench.cost import Launch
+from powerbench.kernels.fla_decode import fla_decoding
 from powerbench.kernels.kernel import Forward, Inputs, Kernel, Support
 from powerbench.kernels.ledger import based_launches, linear_launches, linear_workspace_bytes
 from powerbench.kernels.packages import NEEDS_CUDA, import_problem, installed_version
@@ -48,7 +49,7 @@ def _unsupported(gated: bool, case: Case, device_type: str) -> str | None:
     refused = SUPPORT.refusal(case)
     if refused:
         return refused
-    if gated and problem.gated and case.pass_ != "fwd":
+    if gated and problem.gated and "bwd" in case.pass_:
         return _backward_refusal() or _import_problem()
     return _import_problem()
 
@@ -168,6 +169,7 @@ def _fla(name: str, summary: str, gated: bool, prepare: Callable[[Case], Forward
         reference=partial(_reference, gated),
         launches=partial(_launches, gated),
         workspace_bytes=partial(_workspace_bytes, gated),
+        decoding=fla_decoding(gated),
         support=SUPPORT,
     )
 

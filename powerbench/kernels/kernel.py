@@ -24,7 +24,10 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tensors of one problem, the same for all its contestants. Shapes as in `Problem`; dy like y."""
+    """The tensors of one problem, the same for all its contestants. Shapes as in `Problem`; dy like y.
+
+    Of a decode case q and dy have the context's last token alone: [B, 1, H, d] and [B, 1, H, e].
+    """
 
     q: torch.Tensor
     k: torch.Tensor
@@ -45,19 +48,49 @@ class Support:
     install: str = ""  # a command, or where it comes from
     dtypes: tuple[str, ...] = DTYPES
     head_dims: str = "any"
-    passes: tuple[str, ...] = ("fwd", "bwd")
+    passes: tuple[str, ...] = ("fwd", "bwd")  # and `decode`, where a kernel has `decoding`
     grouped: bool = True  # fewer key/value heads than query heads
 
     def refusal(self, case: Case) -> str | None:
         """Why the case is outside of this: its dtype, its pass, its heads; None: it is not."""
-        problem, backward = case.problem, case.pass_ in ("bwd", "fwd+bwd")
+        problem, parts = case.problem, case.pass_.split("+")
         if problem.dtype not in self.dtypes:
             return f"{problem.dtype} is not supported ({', '.join(self.dtypes)})"
-        if backward and "bwd" not in self.passes:
+        if "bwd" in parts and "bwd" not in self.passes:
             return "it has no backward pass"
+        if "fwd" in parts and "fwd" not in self.passes:
+            return "decoding only"
         if problem.heads != problem.kv_heads and not self.grouped:
             return f"no GQA: needs as many key heads as query heads, not {problem.kv_heads} for {problem.heads}"
         return None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A decode case made ready: the cache or state that it holds has the context's tokens but the last.
+
+    step: y [B, 1, H, e] of the last token, from tensors on the device. It is called again and again. A state may move
+    on meanwhile; the work stays the same, or comes back to the same after `cycle` calls: their mean is one sample.
+    reset: the cache or state as it was before the first step, in place, but from the inputs as they are now.
+    """
+
+    step: Callable[[], torch.Tensor]
+    reset: Callable[[], None]
+    cycle: int = 1
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What a contestant does in the pass `decode`; its callables as those of `Kernel`, and in the place of them.
+
+    `Kernel.unsupported` and `Kernel.reference` answer for this pass too, `Kernel.support` for its dtypes and heads.
+    """
+
+    prepare: Callable[[Case, Inputs], Decoder]
+    launches: Callable[[Case], tuple[Launch, ...]]  # of one step; what happens every n steps counts for 1 / n
+    sequence_bytes: Callable[[Case], int]  # what is kept of one sequence: its cache or its state
+    workspace_bytes: Callable[[Case], int]  # device memory beyond inputs and output, what is kept included
+    resolve: Callable[[Problem, Params, str], Params] | None = None  # None: as in the other passes
 
 
 @dataclass(frozen=True)
@@ -84,3 +117,20 @@ class Kernel:
     phases: Callable[[Case, Inputs], Phases] | None = None
     support: Support = Support()
     tuning_seconds: float = 0.0  # what its compiling and tuning may take, of each case, beyond what every case is given
+    decoding: Decoding | None = None  # None: it does not decode
+
+    def resolved(self, problem: Problem, params: Params, pass_: str, device_type: str) -> Params:
+        """The parameters of a case, those left open filled in."""
+        own = self.decoding.resolve if self.decoding and pass_ == "decode" else None
+        return (own or self.resolve)(problem, params, device_type)
+
+    def refusal(self, case: Case, device_type: str) -> str | None:
+        """Why the case cannot run on this device type; None: it can."""
+        if case.pass_ == "decode" and self.decoding is None:
+            return f"{self.name} does not decode"
+        return self.unsupported(case, device_type)
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """What it can do; `fwd` and `bwd` make `fwd+bwd`."""
+        return self.support.passes + (("decode",) if self.decoding else ())

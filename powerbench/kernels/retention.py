@@ -28,6 +28,7 @@ from powerbench.kernels.packages import NEEDS_CUDA, import_problem, installed_ve
 from powerbench.kernels.power import cost
 from powerbench.kernels.power.feature_map import tspow_dim
 from powerbench.kernels.power.reference import attention_rows
+from powerbench.kernels.retention_decode import decoding_refusal, retention_decoding
 from powerbench.problem import Case, Params, Problem
 
 CHUNK = 1024  # where the user leaves it open; the package has no default but the whole sequence
@@ -73,9 +74,10 @@ def _triton_unsupported(case: Case, device_type: str) -> str | None:
     refused = _common_refusal(TRITON, case, device_type)
     if refused:
         return refused
-    if case.params.degree != 2 and case.params.chunk_size != case.problem.seqlen:
+    whole = case.pass_ != "decode" and case.params.chunk_size == case.problem.seqlen
+    if case.params.degree != 2 and not whole:
         return f"p = {case.params.degree}: its Triton kernels have states of degree 2 only"
-    return import_problem("retention", "retention")
+    return (decoding_refusal(case) if case.pass_ == "decode" else None) or import_problem("retention", "retention")
 
 
 def _cuda_unsupported(case: Case, device_type: str) -> str | None:
@@ -198,6 +200,7 @@ RETENTION_KERNELS = (
         version=partial(installed_version, "retention"),
         unsupported=_triton_unsupported,
         prepare=_prepare_triton,
+        decoding=retention_decoding(),
         reference=_reference,
     ),
     _kernel(

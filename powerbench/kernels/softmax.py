@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -24,6 +24,7 @@ from powerbench.kernels.ledger import (
     softmax_launches,
 )
 from powerbench.kernels.packages import NEEDS_CUDA, import_problem, installed_version
+from powerbench.kernels.softmax_decode import flash_decoding, sdpa_decoding
 from powerbench.problem import DTYPES, Case, Params, Problem
 
 PROBE_TOKENS = 128  # whether a backend takes a problem depends on its length only where that is a single token
@@ -58,6 +59,12 @@ def _sdpa_unsupported(backend: SDPBackend, home: str, case: Case, device_type: s
     return _torch_refusal(backend, case, device_type)
 
 
+def _math_unsupported(case: Case, device_type: str) -> str | None:
+    if device_type == "cuda" and case.pass_ != "decode":
+        return "keeps all scores in memory, T x T a head: decoding only"
+    return _sdpa_unsupported(SDPBackend.MATH, "cuda", case, device_type)
+
+
 def _torch_refusal(backend: SDPBackend, case: Case, device_type: str) -> str | None:
     """Why torch would not choose this backend for the case, in torch's own words; None: it would, or does not say.
 
@@ -65,19 +72,20 @@ def _torch_refusal(backend: SDPBackend, case: Case, device_type: str) -> str | N
     answer is right for the torch, the cuDNN and the GPU at hand. With one backend allowed and that one unfit,
     torch raises "No available kernel" and gives its reason as a warning.
     """
-    problem = case.problem
+    problem, decoding = case.problem, case.pass_ == "decode"
     tokens = min(problem.seqlen, PROBE_TOKENS)
 
-    def operand(heads: int, width: int) -> torch.Tensor:
+    def operand(tokens: int, heads: int, width: int) -> torch.Tensor:
         empty = torch.empty((1, tokens, heads, width), dtype=TORCH_DTYPES[problem.dtype], device=device_type)
-        return empty.requires_grad_(case.pass_ != "fwd").transpose(1, 2)
+        return empty.requires_grad_("bwd" in case.pass_).transpose(1, 2)
 
-    q = operand(problem.heads, problem.head_dim)
-    k, v = operand(problem.kv_heads, problem.head_dim), operand(problem.kv_heads, problem.value_dim)
+    q = operand(1 if decoding else tokens, problem.heads, problem.head_dim)
+    k = operand(tokens, problem.kv_heads, problem.head_dim)
+    v = operand(tokens, problem.kv_heads, problem.value_dim)
     with warnings.catch_warnings(record=True) as caught, sdpa_kernel(backend):
         warnings.simplefilter("always")
         try:
-            torch._fused_sdp_choice(q, k, v, is_causal=True, enable_gqa=problem.heads != problem.kv_heads)
+            torch._fused_sdp_choice(q, k, v, is_causal=not decoding, enable_gqa=problem.heads != problem.kv_heads)
         except RuntimeError as error:
             if "No available kernel" not in str(error):
                 return None  # not a refusal: let it run, so that its row shows the real message
@@ -132,6 +140,7 @@ def _sdpa(
         reference=softmax_reference,
         launches=partial(_sdpa_launches, home),
         workspace_bytes=cpu_workspace_bytes if home == "cpu" else flash_workspace_bytes,
+        decoding=sdpa_decoding(backend),
         support=Support("with torch" if home == "cpu" else "with torch for CUDA", dtypes, head_dims, grouped=grouped),
     )
 
@@ -158,7 +167,7 @@ class Provider:
             return f"head dimension {problem.head_dim} > {self.max_head_dim}"
         if self.one_width and problem.value_dim != problem.head_dim:
             return f"value dimension {problem.value_dim} must equal head dimension {problem.head_dim}"
-        if case.pass_ != "fwd" and not self.backward:
+        if "bwd" in case.pass_ and not self.backward:
             return f"backward is not in {self.distribution} (forward only)"
         return import_problem(self.distribution, self.module)
 
@@ -198,10 +207,14 @@ def flash_support(providers: tuple[Provider, ...]) -> Support:
     return Support(provider.install, provider.dtypes, widest, ("fwd", "bwd") if provider.backward else ("fwd",))
 
 
+def flash_module(providers: tuple[Provider, ...]) -> str:
+    """What to import of the provider that is installed, else of the first."""
+    return (installed(providers) or providers[0]).module
+
+
 def flash_prepare(providers: tuple[Provider, ...], case: Case) -> Forward:
     """Causal attention, with the sliding window of the case if it has one. Raises ImportError without a provider."""
-    provider = installed(providers) or providers[0]
-    attention = importlib.import_module(provider.module).flash_attn_func
+    attention = importlib.import_module(flash_module(providers)).flash_attn_func
     # The packages count the keys to the left of a query's own.
     options = {} if case.params.window is None else {"window_size": (case.params.window - 1, 0)}
 
@@ -229,6 +242,7 @@ def _flash(name: str, summary: str, providers: tuple[Provider, ...]) -> Kernel:
         reference=softmax_reference,
         launches=softmax_launches,
         workspace_bytes=flash_workspace_bytes,
+        decoding=flash_decoding(partial(flash_module, providers)),
         support=flash_support(providers),
     )
 
@@ -242,6 +256,11 @@ SOFTMAX_KERNELS = (
     _sdpa(
         "sdpa-efficient", "torch's memory-efficient attention", SDPBackend.EFFICIENT_ATTENTION,
         ("bf16", "fp16", "fp32"), "any", grouped=False,
+    ),
+    replace(
+        _sdpa("sdpa-math", "torch's attention in separate products, decoding only", SDPBackend.MATH, DTYPES, "any"),
+        unsupported=_math_unsupported,
+        support=Support("with torch for CUDA", passes=()),
     ),
     _flash("flash-2", "FlashAttention-2", FLASH_2),
     _flash("flash-3", "FlashAttention-3 (Hopper)", FLASH_3),

@@ -24,11 +24,13 @@ from powerbench.kernels.softmax import (
     FLASH_3,
     FLASH_4,
     Provider,
+    flash_module,
     flash_prepare,
     flash_support,
     flash_unsupported,
     softmax_reference,
 )
+from powerbench.kernels.softmax_decode import flash_decoding, sdpa_decoding
 from powerbench.problem import Case, Params, Problem
 
 MIN_BLOCK = 128  # queries at once in `window-torch`, where the window is narrower
@@ -130,6 +132,7 @@ def _flash(name: str, summary: str, providers: tuple[Provider, ...]) -> Kernel:
         prepare=partial(flash_prepare, providers),
         launches=softmax_launches,
         workspace_bytes=flash_workspace_bytes,
+        decoding=flash_decoding(partial(flash_module, providers)),
         support=flash_support(providers),
     )
 
@@ -143,6 +146,7 @@ WINDOW_KERNELS = (
         prepare=_torch_prepare,
         launches=_torch_launches,
         workspace_bytes=_torch_workspace_bytes,
+        decoding=sdpa_decoding(None),
         support=Support("with torch"),
     ),
     _kernel(

@@ -18,7 +18,7 @@ LINEAR = ("linear", "fla")
 _OTHERS = ("retention", "flex", "compile", "based", "window")
 _FAMILY_ORDER = (*POWER, *LINEAR, *SOFTMAX, *_OTHERS)
 
-PASS_WORDS = {"fwd": "Forward", "bwd": "Backward", "fwd+bwd": "Forward + backward"}
+PASS_WORDS = {"fwd": "Forward", "bwd": "Backward", "fwd+bwd": "Forward + backward", "decode": "Decoding"}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from powerbench.results.model import Run
 
 _INTEGERS = (
     *("p", "d_tile", "chunk_size", "ctx", "batch", "heads", "kv_heads", "head_dim", "n", "value_dim", "retakes"),
-    "window",
+    *("window", "sequence_bytes"),
 )
 _FLOATS = (
     *("median_ms", "ci_low_ms", "ci_high_ms", "tokens_per_s", "useful_tflops", "executed_tflops", "intensity"),

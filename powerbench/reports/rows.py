@@ -76,6 +76,8 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     retakes: int  # rounds of samples dropped and taken again, for such a slowdown
     window: int | None  # keys that a query of a sliding window sees; p is then the degree whose state it equals in size
     visits: int  # in how many visits, spread over the sweep, the samples were taken
+    gb_per_s: float | None  # bytes of the ledger over the time, in 1e9 bytes
+    sequence_bytes: int | None  # decoding: what is kept of one sequence, a cache or a state
     measurement: Measurement  # what the row was made of: its samples and its ledger; not a column
 
     @property
@@ -166,7 +168,7 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
         median_ms=time_ms,
         ci_low_ms=low_ms,
         ci_high_ms=high_ms,
-        tokens_per_s=problem.tokens / seconds if seconds else None,
+        tokens_per_s=case.tokens / seconds if seconds else None,
         useful_tflops=cost.useful_flops / seconds / 1e12 if seconds and measurement.launches else None,
         executed_tflops=cost.executed_flops / seconds / 1e12 if seconds and measurement.launches else None,
         intensity=cost.executed_flops / cost.bytes if cost.bytes > 0 else None,
@@ -191,6 +193,8 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
         **_state(measurement),
         window=params.window,
         visits=len(visits),
+        gb_per_s=cost.bytes / seconds / 1e9 if seconds and measurement.launches else None,
+        sequence_bytes=measurement.sequence_bytes,
         measurement=measurement,
     )
 

@@ -112,6 +112,7 @@ def columns(group: Group) -> list[Column[Row]]:
         # no speed of a time that cannot be trusted; its share of the roof says why
         Column("tokens/s", lambda row: or_empty(row.tokens_per_s, si) if row.valid else ""),
         Column("TFLOP/s", lambda row: or_empty(row.useful_tflops, significant) if row.valid else ""),
+        Column("GB/s", lambda row: or_empty(row.gb_per_s, significant) if row.valid and row.pass_ == "decode" else ""),
         Column("roof", lambda row: or_empty(row.roof_fraction, percent_text)),
         Column("bound", lambda row: row.bound or "", is_number=False),
         Column("error", lambda row: or_empty(row.error, lambda value: f"{value:.0e}")),

@@ -16,7 +16,10 @@ def state_bytes(row: Row) -> int | None:
 
     Of degree p: the state of each key/value head, with D rows by the kernel's d_tile, the smallest (symmetric) D where
     it has none. Of attention without a state: k and v of the context, or of its sliding window, in the problem's dtype.
+    A decode row says itself what it keeps.
     """
+    if row.sequence_bytes is not None:
+        return row.sequence_bytes
     if row.window is not None or row.family in SOFTMAX or row.kernel in _WITHOUT_STATE:
         keys = min(row.ctx, row.window or row.ctx)
         return keys * row.kv_heads * (row.head_dim + row.value_dim) * ITEMSIZE[row.dtype]

@@ -14,6 +14,7 @@ from powerbench.reports.cases import CaseTable, case_table, phase_table
 from powerbench.reports.chart import Chart
 from powerbench.reports.crossovers import ModelRow, Pair, crossover_table, model_table
 from powerbench.reports.curves import Group, setting_names
+from powerbench.reports.decoding import DecodeTable, decode_tables
 from powerbench.reports.facets import setting_facets
 from powerbench.reports.figures import charts
 from powerbench.reports.frames import tidy_phases, tidy_rows
@@ -64,6 +65,7 @@ class View:
     answers: list[Answer]
     roofline: Plot | None
     sections: list[Section]
+    decoding: list[DecodeTable]
     pairs: list[Pair]
     models: list[ModelRow]  # the cost models behind predictions
     cases: CaseTable
@@ -125,6 +127,7 @@ def view(
         answers=answers(run),
         roofline=roof_plot,
         sections=sections,
+        decoding=decode_tables(run),
         pairs=crossover_table(run),
         models=model_table(found, names),
         cases=case_table(found),

@@ -75,7 +75,8 @@ def measured_settings(run: Run, model: Model, prefix: str = "") -> list[Measured
     for group, name in zip(found, setting_names(found), strict=True):
         rate = run.ceilings.matmul_flops_per_s.get(group.setting.dtype)
         dims = (group.setting.head_dim, group.setting.value_dim)
-        if rate is None or dims != (model.head_dim, model.head_dim) or not group.curves:
+        fits = dims == (model.head_dim, model.head_dim) and group.setting.pass_ in _PASS_FLOPS
+        if rate is None or not fits or not group.curves:
             continue
         device = run.header.environment.device
         curves = {

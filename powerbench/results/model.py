@@ -1,11 +1,11 @@
 """What a run file holds: one header, then one measurement a line. Raw samples only; statistics are computed on reading.
 
 Schema history
-    1   first version; since then, of a measurement, `phases`, `timer_reason`, `stop`, `order`, `wall_ms`, `rounds` and
-        `retaken`, of the ceilings `measured`, of the environment `cuda`, `gpu` and `warnings`, of the ceilings measured
-        again `warnings`, and of a round `visit`: all optional, and ignored by earlier readers, who take the last visit
-        of a case for its only one. Timers were `events-cold` and `perf_counter`,
-        which is now `wall`
+    1   first version; since then, of a measurement, `phases`, `timer_reason`, `stop`, `order`, `wall_ms`, `rounds`,
+        `retaken` and `sequence_bytes`, of the ceilings `measured`, of the environment `cuda`, `gpu` and `warnings`, of
+        the ceilings measured again `warnings`, and of a round `visit`: all optional, and ignored by earlier readers,
+        who take the last visit of a case for its only one. Timers were `events-cold` and `perf_counter`, which is now
+        `wall`. Earlier readers do not know the pass `decode`
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     whose samples were dropped and taken again, for their slowdowns.
     `error` is the largest relative error against the float64 reference over the sampled rows,
     `tolerance` what was allowed.
+    `sequence_bytes` is what a decoding contestant keeps of one sequence, by its ledger: a cache or a state.
     `message` says why where the status is not ok. `phases`, where they were asked for and the kernel can be taken
     apart, are launches timed one by one after the whole call, in the order of `launches`.
     """
@@ -129,6 +130,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     wall_ms: tuple[float, ...] = ()
     rounds: tuple[Round, ...] = ()
     retaken: tuple[Round, ...] = ()
+    sequence_bytes: int | None = None
 
     @property
     def throttled(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
     "value_dim": counts,
     "heads": counts,
     "kv_heads": counts,
-    "batch": count,
+    "batch": counts,
     "tokens": count,
     "dtype": lambda text, name: words(text, name, DTYPES),
     "pass": lambda text, name: words(text, name, PASSES),

@@ -48,7 +48,7 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     value_dim: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     kv_heads: tuple[int, ...] | None = None
-    batch: int | None = None
+    batch: tuple[int, ...] | None = None
     tokens: int | None = None
     dtype: tuple[str, ...] | None = None
     pass_: tuple[str, ...] = ("fwd",)
@@ -123,12 +123,13 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
         assert self.dtype
         tokens = self.tokens or max(self.ctx)
         found = False
-        for dtype, head_dim, heads, ctx in product(self.dtype, self.head_dim, self.heads, sorted(self.ctx)):
+        grid = product(self.dtype, self.head_dim, self.heads, self.batch or (None,), sorted(self.ctx))
+        for dtype, head_dim, heads, given, ctx in grid:
             for value_dim, kv_heads in product(self.value_dim or (head_dim,), self.kv_heads or (heads,)):
                 if heads % kv_heads:
                     continue
                 found = True
-                batch = self.batch or max(1, tokens // ctx)
+                batch = given or max(1, tokens // ctx)
                 yield Problem(batch, ctx, heads, kv_heads, head_dim, value_dim, dtype, self.gated)  # type: ignore[arg-type]
         if not found:
             assert self.kv_heads
@@ -152,7 +153,7 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
                     tile if "d_tile" in kernel.takes else None,
                     chunk if "chunk_size" in kernel.takes else None,
                 )
-                yield Case(problem, kernel.name, kernel.resolve(problem, wanted, device_type), pass_)  # type: ignore[arg-type]
+                yield Case(problem, kernel.name, kernel.resolved(problem, wanted, pass_, device_type), pass_)  # type: ignore[arg-type]
 
 
 def _union(values: Iterable[tuple[str, ...] | None]) -> tuple[str, ...] | None:

@@ -13,6 +13,7 @@ from powerbench.kernels.kernel import Forward, Inputs, Kernel, Phases, Support
 from powerbench.kernels.packages import NEEDS_CUDA, installed_version
 from powerbench.kernels.power import cost, tiling, triton_cost
 from powerbench.kernels.power.choose import choose
+from powerbench.kernels.power.decode_contestants import decoding
 from powerbench.kernels.power.feature_map import d_tiles, spow_dim
 from powerbench.kernels.power.op import MAX_DEGREE, power_attention
 from powerbench.kernels.power.reference import attention_rows
@@ -40,6 +41,7 @@ def contestant(name: str, family: str, summary: str, backend: Backend, degree: i
         launches=partial(_launches, backend),
         workspace_bytes=partial(_workspace_bytes, backend),
         phases=_triton_phases if backend == "triton" else None,
+        decoding=decoding(backend, degree),
         support=_triton_support() if backend == "triton" else Support("with powerbench"),
     )
 

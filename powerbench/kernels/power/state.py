@@ -23,3 +23,44 @@ class PowerState(NamedTuple):
 
     s: torch.Tensor
     z: torch.Tensor
+
+
+class LazyState(NamedTuple):
+    """A state that is read for every token and written only once in `window` tokens; they wait in a short KV window.
+
+        state   the sums over all tokens before the window, decayed to the last of them
+        k       [B, window, Hk, d], v [B, window, Hk, e]: the newest tokens, in the dtype of the model
+        a       [B, window, Hk] float32 (float64 for float64): their log gates, summed from the window's start
+        count   int32 [B]: how many slots are taken; each sequence may have its own number
+
+    Slots from `count` on hold nothing. `power_attention_step` adds tokens, and where a sequence's window is full moves
+    all of it into its state.
+    """
+
+    state: PowerState
+    k: torch.Tensor
+    v: torch.Tensor
+    a: torch.Tensor
+    count: torch.Tensor
+
+    @classmethod
+    def begin(cls, state: PowerState, head_dim: int, dtype: torch.dtype, window: int = 64) -> LazyState:
+        """An empty window on `state`, which it shares; head_dim is that of q and k, dtype that of q, k and v.
+
+        Raises ValueError for a window below 1.
+        """
+        if window < 1:
+            raise ValueError(f"window is {window!r}; it must be an integer of at least 1")
+        B, heads, _, e = state.s.shape
+        return cls(
+            state,
+            state.s.new_zeros(B, window, heads, head_dim, dtype=dtype),
+            state.s.new_zeros(B, window, heads, e, dtype=dtype),
+            state.z.new_zeros(B, window, heads),
+            torch.zeros(B, dtype=torch.int32, device=state.s.device),
+        )
+
+    @property
+    def window(self) -> int:
+        """Tokens that the window holds."""
+        return self.k.shape[1]

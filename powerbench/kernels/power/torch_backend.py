@@ -174,7 +174,7 @@ def _weights(q: Tensor, k: Tensor, p: int) -> Tensor:
     """<q, k>^p [B, Hk, G, c, n] of q [B, Hk, G, c, d] and k [B, Hk, n, d], in float32 or wider."""
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = q.flatten(2, 3).to(wide) @ k.to(wide).mT
-    return _power(scores, p).unflatten(2, q.shape[2:4])
+    return power(scores, p).unflatten(2, q.shape[2:4])
 
 
 def _sum_values(weights: Tensor, v: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def _sum_values(weights: Tensor, v: Tensor) -> Tensor:
 def _read_state(q: Tensor, state: Tensor, *, p: int, d_tile: int) -> Tensor:
     """What q [B, Hk, G, C, d] finds in the state [B, Hk, D, e]: phi(q)^T (multiplicity * state), [B, Hk, G, C, e]."""
     phi = expand(q.flatten(2, 3).mT.contiguous(), p, d_tile)
-    weighted = state * _multiplicity(q.shape[-1], p, d_tile, state.dtype, state.device)
+    weighted = state * multiplicity(q.shape[-1], p, d_tile, state.dtype, state.device)
     # state^T phi rather than phi^T state: CPU matrix products in bfloat16 are up to eight times faster this way round
     past = (weighted.to(q.dtype).mT @ phi).mT
     return past.unflatten(2, q.shape[2:4]).to(state.dtype)
@@ -201,15 +201,15 @@ def _update_state(k: Tensor, v: Tensor, a: Tensor | None, state: Tensor | None, 
     return added if state is None else state + added
 
 
-def _power(x: Tensor, p: int) -> Tensor:
+def power(x: Tensor, p: int) -> Tensor:
     """x^p by squaring: exact signs, and no logarithm."""
     if p == 1:
         return x
-    return _power(x * x, p // 2) if p % 2 == 0 else x * _power(x, p - 1)
+    return power(x * x, p // 2) if p % 2 == 0 else x * power(x, p - 1)
 
 
 @torch.compiler.assume_constant_result  # torch.compile cannot trace the feature map, and need not
-def _multiplicity(d: int, p: int, d_tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def multiplicity(d: int, p: int, d_tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Multiplicities of the state's rows, [D, 1], kept on the device: copies would stall it, and break CUDA graphs."""
     return _make_multiplicity(d, p, d_tile, dtype, device)
 

@@ -1,0 +1,90 @@
+"""Decoding in Triton: the two launches of a step (`step_kernel`). Deterministic; never waits for the device.
+
+With M = T * H / Hk queries a key/value head, and the programs of a state (`decode_tiling.split`):
+
+    step       reads   q, k, v, log_g of the new tokens; S, and z where normalised or moved on; the window's k, v, a
+               writes  fp32 partial sums [B, Hk, programs + 1, M, e + 1]; S and z, of a lazy state only where the window
+                       is full, else its new slots
+    combine    reads   the partial sums
+               writes  y [B, T, H, e] in q's dtype; of a lazy state count
+
+A single query a head meets the state in float32. Several (GQA, more than one token) meet it in products of bfloat16
+operands (float32 for float32 inputs), as in prefill; so do the tokens of a window when they are moved into the state.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import triton
+from torch import Tensor
+
+from powerbench.kernels.power.decode_tiling import WINDOW_TOKENS, packed_indices, split
+from powerbench.kernels.power.gates import LOG_GATE_MIN
+from powerbench.kernels.power.state import LazyState, PowerState
+from powerbench.kernels.power.step_kernel import combine_kernel, step_kernel
+from powerbench.kernels.power.tiling import check_sizes
+from powerbench.kernels.power.triton_backend import contiguous_rows, operand_dtypes
+
+NUM_WARPS = 4
+NUM_STAGES = 3
+PARTS = 16  # partial sums that `combine` adds at once
+
+
+@torch.no_grad()
+def triton_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None,
+    state: PowerState | LazyState,
+    *,
+    p: int,
+    d_tile: int,
+    scale: float,
+    normalize: bool,
+) -> Tensor:
+    """y [B, T, H, e] in q's dtype; `state` is moved on in place. Arguments as `power_attention_step` has checked them.
+
+    Raises ValueError for sizes and dtypes that the kernels lack.
+    """
+    B, T, H, d = q.shape
+    heads, e = v.shape[2:]
+    check_sizes(p, d, e)
+    if q.dtype is torch.float64:
+        raise ValueError("q is torch.float64; the Triton backend has bfloat16, float16 and float32")
+    lazy = state if isinstance(state, LazyState) else None
+    s, z = (x.flatten(0, 1) for x in (state if lazy is None else lazy.state))
+    q, k, v = (contiguous_rows(x) for x in (q, k, v))
+    rows, tiles, programs = split(s.shape[1], e, B * heads)
+    M = T * H // heads
+    y = torch.empty(B, T, H, e, dtype=q.dtype, device=q.device)
+    num = torch.empty(B * heads, programs + 1, M, e, dtype=torch.float32, device=q.device)
+    den = torch.empty(B * heads, programs + 1, M, dtype=torch.float32, device=q.device) if normalize else None
+    window = 0 if lazy is None else lazy.window
+    slots = (None, None, None, None) if lazy is None else (lazy.k, lazy.v, lazy.a, lazy.count)
+    with torch.cuda.device_of(q):
+        step_kernel[(B * heads * (programs + M),)](
+            q, k, v, log_g, s, z, _rows_on(q.device, d, p, d_tile), *slots, num, den,
+            s.shape[1], tiles, programs, window,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *((0, 0, 0) if log_g is None else log_g.stride()),
+            s.stride(0), z.stride(0),
+            HEADS=heads, GROUP=H // heads, T=T, TP=triton.next_power_of_2(T), M=M,
+            MP=1 if M == 1 else max(16, triton.next_power_of_2(M)), P=p, HEAD=d, E=e, W=d_tile,
+            GATED=log_g is not None, NORMALIZE=normalize, LAZY=lazy is not None, MIN=LOG_GATE_MIN, ROWS=rows,
+            BC=WINDOW_TOKENS, OP=operand_dtypes(q.dtype)[1], STAGES=NUM_STAGES, num_warps=NUM_WARPS,
+        )  # fmt: skip
+        combine_kernel[(B * heads * M,)](
+            num, den, y, slots[3], scale**p, programs + 1, window,
+            HEADS=heads, GROUP=H // heads, T=T, M=M, E=e, NORMALIZE=normalize, LAZY=lazy is not None, BP=PARTS,
+            num_warps=1,
+        )  # fmt: skip
+    return y
+
+
+@lru_cache(maxsize=32)
+def _rows_on(device: torch.device, d: int, p: int, d_tile: int) -> Tensor:
+    """The packed index tuples on the device: copied once, so that later calls and CUDA graphs need no host."""
+    with torch.inference_mode(False):
+        return torch.from_numpy(packed_indices(d, p, d_tile)).to(device)
