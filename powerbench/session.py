@@ -254,7 +254,7 @@ class Session:
             measurements = list(gated)
         for measurement in measurements:
             allowed = f" ({measurement.tolerance:.0e} allowed)" if measurement.status == "ok" else ""
-            table.add_row(measurement.case_id, outcome(measurement) + allowed)
+            table.add_row(Text(measurement.case_id), Text(outcome(measurement) + allowed))
         out.print(table)
         return measurements
 

@@ -38,6 +38,7 @@ MIN_SPIN_MS, MAX_SPIN_MS = 1.0, 20.0
 REST = 0.5  # of the time that a call takes
 FLUSH_BYTES = 256 * 1024**2  # over four times the L2 of an H200 (60 MB); writing it takes about 60 us there
 CAPTURE_WARM_UPS = 3  # on the stream that captures, as torch's documentation of CUDA graphs asks for
+SLOW_SECONDS = 1.0  # of a call: it is not made more often than it must be
 WALL_SAMPLES = 5  # beside device times: enough for a median
 
 
@@ -141,7 +142,7 @@ def wall_beside(call: Call, device: torch.device, l2: L2) -> tuple[float, ...]:
         return _wall_ms(call, device, l2)
 
     first = sample()
-    return (first, *(sample() for _ in range(WALL_SAMPLES - 1 if first < 1e3 else 0)))
+    return (first, *(sample() for _ in range(WALL_SAMPLES - 1 if first < SLOW_SECONDS * 1e3 else 0)))
 
 
 def _capture(make: Callable[[], Call], device: torch.device) -> Call:
@@ -150,9 +151,12 @@ def _capture(make: Callable[[], Call], device: torch.device) -> Call:
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         call = make()
+        start = time.perf_counter()
         for _ in range(CAPTURE_WARM_UPS):
             call()
-    torch.cuda.synchronize(device)
+            stream.synchronize()
+            if time.perf_counter() - start > SLOW_SECONDS:  # what warms up in several short calls does so in a long one
+                break
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph, stream=stream):
