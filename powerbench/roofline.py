@@ -1,8 +1,9 @@
 """The roofline: how fast this machine could do a kernel's work, and how near the kernel comes.
 
 Ceilings are measured by the run itself (`powerbench.ceilings`). The roofline time of a launch is
-max(executed FLOPs / matmul rate, bytes / bandwidth); that of an operator is the sum over its launches, because a
-launch cannot overlap with the next one's arithmetic through device memory (Williams et al., "Roofline", CACM 2009).
+max(executed FLOPs / matmul rate, bytes / bandwidth), the bandwidth being the better of copy and read; that of an
+operator is the sum over its launches, because a launch cannot overlap with the next one's arithmetic through device
+memory (Williams et al., "Roofline", CACM 2009).
 """
 
 from __future__ import annotations
@@ -76,6 +77,12 @@ class Ceilings(msgspec.Struct, frozen=True):
     source: str = "measured"
     measured: tuple[Ceiling, ...] = ()
 
+    @property
+    def memory_bytes_per_s(self) -> float:
+        """The roof of device memory: what a copy reaches, or a read if that is more (decoding mostly reads)."""
+        reads = (ceiling.best_rate for ceiling in self.measured if ceiling.kind == "read")
+        return max(self.copy_bytes_per_s, *reads, 0.0)
+
     @classmethod
     def of(cls, measured: Sequence[Ceiling]) -> Ceilings:
         """The best of each. Raises ValueError without a copy: no roof can be drawn then."""
@@ -139,7 +146,7 @@ def roof_seconds(launches: Sequence[Launch], dtype: str, ceilings: Ceilings) -> 
     seconds = {"compute": 0.0, "memory": 0.0}
     for launch in launches:
         compute = launch.cost.executed_flops / peak
-        memory = launch.cost.bytes / ceilings.copy_bytes_per_s
+        memory = launch.cost.bytes / ceilings.memory_bytes_per_s
         seconds["compute" if compute >= memory else "memory"] += max(compute, memory)
     bound: Bound = "compute" if seconds["compute"] >= seconds["memory"] else "memory"
     return seconds["compute"] + seconds["memory"], bound

@@ -38,7 +38,7 @@ class Stopping:
     min_seconds: float = 0.3
     precision: float = 0.0025
     max_seconds: float = 1.0
-    max_samples: int = 1000
+    max_samples: int = 500
     max_retakes: int = 5
     pause_seconds: float = 0.5
 

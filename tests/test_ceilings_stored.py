@@ -10,12 +10,14 @@ import pytest
 from rich.console import Console
 
 from powerbench import session
+from powerbench.cost import Cost, Launch
 from powerbench.datasheet import DATASHEETS
 from powerbench.device import Device
 from powerbench.reports.ceilings import NAMES, ceiling_name, ceiling_rows
 from powerbench.reports.machine import ceiling_facts
 from powerbench.results.model import Header
 from powerbench.results.store import RunWriter, StoreError, load
+from powerbench.roofline import Ceiling, Ceilings, roof_seconds
 from tests import runs
 
 
@@ -109,3 +111,14 @@ def test_zeros_are_no_data(tmp_path, bad):
     RunWriter.create(path, header).close()
     with pytest.raises(StoreError, match="line 1: ceiling matmul"):
         load(path)
+
+
+def test_the_roof_of_memory_is_the_better_of_copy_and_read():
+    copy = Ceiling("copy", 10**9, (1.0, 2.0), "wall", "of")
+    slow, fast = (Ceiling("read", work, (1.0,), "wall", "of") for work in (9 * 10**8, 11 * 10**8))
+    matmul = Ceiling("matmul", 10**12, (1.0,), "wall", "of", "fp32")
+    for reads, bandwidth in (((), 1e12), ((slow,), 1e12), ((slow, fast), 1.1e12)):
+        ceilings = Ceilings.of([matmul, copy, *reads])
+        assert ceilings.memory_bytes_per_s == pytest.approx(bandwidth)
+        seconds, bound = roof_seconds([Launch("read", Cost(0, 0, 10**9))], "fp32", ceilings)
+        assert (seconds, bound) == (pytest.approx(1e9 / bandwidth), "memory")

@@ -32,11 +32,11 @@ def environment_lines(run: Run) -> list[tuple[str, str]]:
 
 def ceiling_lines(ceilings: Ceilings, device: str) -> list[tuple[str, str]]:
     """(name, value) pairs: the rates that the roofline uses, then every ceiling that is stored with its samples."""
+    memory = ceilings.memory_bytes_per_s
     matmul = [
-        (f"{dtype} matmul", f"{significant(rate / 1e12)} TFLOP/s, above {significant(rate / ceilings.copy_bytes_per_s)}"
-         " FLOP/byte")
+        (f"{dtype} matmul", f"{significant(rate / 1e12)} TFLOP/s, above {significant(rate / memory)} FLOP/byte")
         for dtype, rate in ceilings.matmul_flops_per_s.items()
-    ]  # fmt: skip
+    ]
     copy = ("Copy bandwidth", f"{si(ceilings.copy_bytes_per_s, ' ')}B/s")
     return [*matmul, copy, ("Source", ceilings.source), *ceiling_facts(ceilings, device)]
 

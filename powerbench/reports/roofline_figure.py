@@ -41,7 +41,7 @@ def roofline(
     if not dtypes or not peak:
         return None
     trusted = [(point.x, point.y) for one in series if one.draw != "cross" for point in one.points]
-    axes = roof_axes(peak, ceilings.copy_bytes_per_s, trusted)
+    axes = roof_axes(peak, ceilings.memory_bytes_per_s, trusted)
     series = [_within(one, axes) if one.draw == "cross" else one for one in series]
     return Chart(
         "roofline",
@@ -116,8 +116,10 @@ def _places(members: Sequence[Row | PhaseRow]) -> list[Point]:
 
 
 def _memory_rules(ceilings: Ceilings, axes: RoofAxes, peak: float) -> list[Rule]:
-    """Device memory by the copy, which the roofline uses, and L2 by the read where that was measured."""
-    rates = [(f"memory (copy) {si(ceilings.copy_bytes_per_s, ' ')}B/s", ceilings.copy_bytes_per_s, False)]
+    """Device memory by the better of copy and read, as the roofline, and L2 by the read where it was measured."""
+    memory = ceilings.memory_bytes_per_s
+    how = "copy" if memory == ceilings.copy_bytes_per_s else "read"
+    rates = [(f"memory ({how}) {si(memory, ' ')}B/s", memory, False)]
     l2 = _l2_rate(ceilings)
     if l2:
         rates.append((f"L2 (read) {si(l2, ' ')}B/s", l2, True))
@@ -134,7 +136,7 @@ def _memory_rules(ceilings: Ceilings, axes: RoofAxes, peak: float) -> list[Rule]
 
 def _compute_rule(dtype: str, ceilings: Ceilings, axes: RoofAxes) -> Rule:
     rate = ceilings.matmul_flops_per_s[dtype] / 1e12
-    start = max(axes.intensity[0], rate * 1e12 / max(ceilings.copy_bytes_per_s, _l2_rate(ceilings) or 0.0))
+    start = max(axes.intensity[0], rate * 1e12 / max(ceilings.memory_bytes_per_s, _l2_rate(ceilings) or 0.0))
     text = f"{dtype} matmul {significant(rate)} TFLOP/s"
     return Rule(((start, rate), (axes.intensity[1], rate)), text, facets={"dtype": dtype})
 

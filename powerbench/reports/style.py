@@ -89,9 +89,9 @@ class RoofAxes(NamedTuple):
     ridge: float  # intensity where the two ceilings meet
 
 
-def roof_axes(peak_tflops: float, copy_bytes_per_s: float, points: Iterable[tuple[float, float]]) -> RoofAxes:
+def roof_axes(peak_tflops: float, memory_bytes_per_s: float, points: Iterable[tuple[float, float]]) -> RoofAxes:
     """Fixed by the ceilings, widened by whole decades only where a point (intensity, TFLOP/s) lies outside."""
-    ridge = peak_tflops * 1e12 / copy_bytes_per_s
+    ridge = peak_tflops * 1e12 / memory_bytes_per_s
     x = [math.floor(math.log10(ridge)) - 1, math.floor(math.log10(ridge)) + 3]
     decade = 10.0 ** math.floor(math.log10(1.3 * peak_tflops))
     top = next(step * decade for step in (2, 5, 10) if step * decade > 1.3 * peak_tflops)
