@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from powerbench.check.evidence import Side, pair_ratios
 from powerbench.check.statistics import (
     bootstrap_median,
     effective_size,
@@ -123,3 +124,29 @@ def test_the_bootstrap_is_the_limit_of_drawing(n):
     assert found.standard_error == pytest.approx(drawn.std(), rel=0.03)
     assert found.low == pytest.approx(np.quantile(drawn, 0.025), abs=0.15 * drawn.std())
     assert found.high == pytest.approx(np.quantile(drawn, 0.975), abs=0.15 * drawn.std())
+
+
+def in_rounds(logs):
+    """A side with one run whose rounds have these log medians, three samples each."""
+    samples = tuple(math.exp(log) * factor for log in logs for factor in (0.999, 1.0, 1.001))
+    median_of_run = bootstrap_median(samples)
+    return Side((samples,), (median_of_run,), (None,), (tuple(logs),))
+
+
+def test_runs_in_turns_are_compared_turn_by_turn():
+    """A machine that becomes slower by half, and turns that something else disturbs on one side, leave 5 % at 5 %."""
+    generator = np.random.default_rng(5)
+    drift = np.linspace(0.0, 0.4, 24)
+    base, new = (drift + 0.002 * generator.standard_normal(24) for _ in range(2))
+    base[3] += 0.5
+    new[[7, 20]] += 0.3
+    (ratio,) = pair_ratios(in_rounds(base), in_rounds(new + math.log(1.05)))
+    assert math.exp(ratio) == pytest.approx(1.05, abs=0.003)
+    (short,) = pair_ratios(in_rounds(base[:10]), in_rounds(new + math.log(1.05)))  # one side needed fewer turns
+    assert math.exp(short) == pytest.approx(1.05, abs=0.005)
+
+
+def test_runs_without_turns_are_compared_by_their_medians():
+    few = [0.0, 0.1, 0.2]
+    (ratio,) = pair_ratios(in_rounds(few), in_rounds([log + 0.03 for log in few]))
+    assert ratio == pytest.approx(0.03)

@@ -36,7 +36,9 @@ def _share(context: click.Context, parameter: click.Parameter, value: str) -> fl
 @click.option("--suite", metavar="NAME|FILE.toml", help="What to measure [ci].")
 @click.option("--kernels", metavar="LIST", help="Families or rows to measure [what suits the device].")
 @click.option("--device", metavar="NAME", help="Where to measure: auto, cpu or cuda [auto].")
-@click.option("--rounds", type=click.IntRange(1, 50), metavar="N", help="A B B A at most N times [4].")
+@click.option(
+    "--rounds", type=click.IntRange(1, 50), metavar="N", help="Two pairs of runs, A B and B A, at most N times [4]."
+)
 @click.option("--keep", metavar="DIR", help="Keep the run files of what is measured.")
 @click.option("--noise", metavar="FILE", help="The calibration [in DIR with the baselines, else the user's own].")
 @click.option(
