@@ -24,7 +24,7 @@ from powerbench.kernels.power.choose import choose
 from powerbench.kernels.power.feature_map import tspow_dim
 from powerbench.kernels.power.state import PowerState
 from powerbench.kernels.power.state_size import normalized_by_default
-from powerbench.kernels.power.torch_backend import torch_forward
+from powerbench.kernels.power.torch_backend import needs_grad, torch_forward
 
 __all__ = ["MAX_DEGREE", "Backend", "PowerState", "normalized_by_default", "power_attention", "use_triton"]
 
@@ -60,7 +60,8 @@ def power_attention(
             would wait for the device); -inf is a hard reset. None: no gates.
         p: degree, 1 to 4. p = 1 without normalisation is (gated) linear attention.
         chunk_size: tokens that attend to each other directly; those before them are met through the state. It changes
-            the speed, and nothing else but rounding. None: chosen for the problem (`choose`).
+            the speed, and nothing else but rounding. None: chosen for the problem (`choose`), and for what is asked:
+            where an input requires grad and grad mode is on, another length is the last to be one chunk.
         d_tile: divisor of d that sets the tiling of the state, hence its dimension D = tspow_dim(d, p, d_tile) and the
             order of its rows. None: chosen; a call that continues from a state must use that state's d_tile.
         scale: of <q, k>. None: 1 / sqrt(d).
@@ -106,8 +107,11 @@ def power_attention(
     d, e = operator.index(q.shape[-1]), operator.index(v.shape[-1])
     check_options(p, d, chunk_size=chunk_size, d_tile=d_tile, scale=scale, normalize=normalize)
     p, d_tile = operator.index(p), None if d_tile is None else operator.index(d_tile)
-    streaming = initial_state is not None or return_state
-    chunk_size, d_tile = choose(p, d, e, q.shape[1], q.device.type, chunk_size, d_tile, streaming=streaming)
+    chunk_size, d_tile = choose(
+        p, d, e, q.shape[1], q.device.type, chunk_size, d_tile,
+        gradients=needs_grad(q, k, v, log_g, initial_state),
+        streaming=initial_state is not None or return_state,
+    )  # fmt: skip
     if initial_state is not None:
         check_state(initial_state, q, v, tspow_dim(d, p, d_tile), "initial_state")
     forward = _triton_attention() if use_triton(backend, q, v) else torch_forward
