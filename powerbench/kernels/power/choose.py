@@ -34,9 +34,9 @@ class _Sizes(NamedTuple):
 # Measured on an H200 in bfloat16, gated, forward and forward + backward, for p = 1 at head dimension 64, p = 2 at 64
 # and 128, p = 3 at 32 (docs/kernel-notes.md). Forward shares are above 1 because attention runs nearer to the roof of
 # the tensor cores than the state's phases do. In training they are smaller: backward, attention makes seven products
-# for forward's two, the state's phases four. For p = 3 and 4 the forward share alone was measured, of p = 3; training
-# takes that of p = 2 at narrow heads, unmeasured. At head dimensions 16 and 32, p = 2, one chunk is still the faster at
-# T = 2048 (0.060 against 0.070 ms, 0.049 against 0.064), chunks of 1024 are at 4096.
+# for forward's two, the state's phases four. At p = 3 forward alone was measured; training takes the share of p = 2 at
+# narrow heads, and p = 4 takes over both. At head dimensions 16 and 32, p = 2, one chunk is still the faster at T =
+# 2048 (0.060 against 0.070 ms, 0.049 against 0.064), chunks of 1024 are at 4096.
 _CUDA = {
     1: _Sizes(256, narrow=_Chunks(128), wide=_Chunks(128)),
     2: _Sizes(8, narrow=_Chunks(1024, 1.6, 1.2), wide=_Chunks(2048, 1.35, 0.9), attention_up_to=2048),

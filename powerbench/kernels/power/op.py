@@ -60,9 +60,10 @@ def power_attention(
             would wait for the device); -inf is a hard reset. None: no gates.
         p: degree, 1 to 4. p = 1 without normalisation is (gated) linear attention.
         chunk_size: tokens that attend to each other directly; those before them are met through the state. It changes
-            the speed, and nothing else but rounding. None: chosen for the problem (`choose`), and for what is asked:
-            where gradients are wanted (an input requires grad, and grad mode is on) one chunk ends at a shorter
-            length on a GPU. So y may differ in its last bits from that of a call under torch.no_grad.
+            the speed, and nothing else but rounding. None: chosen for the problem (`choose`), and on a GPU for whether
+            gradients are wanted: where an input requires grad and grad mode is on, there are several chunks from a
+            shorter context on. So y may differ by its rounding from that of a call under torch.no_grad, the first
+            run of a reentrant checkpoint among them.
         d_tile: divisor of d that sets the tiling of the state, hence its dimension D = tspow_dim(d, p, d_tile) and the
             order of its rows. None: chosen; a call that continues from a state must use that state's d_tile.
         scale: of <q, k>. None: 1 / sqrt(d).
