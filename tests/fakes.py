@@ -10,8 +10,8 @@ import torch
 from powerbench.bench import Bench, Reply
 from powerbench.cost import Cost, Launch
 from powerbench.device import Device
-from powerbench.kernels.kernel import Forward, Inputs, Kernel
-from powerbench.problem import Case, Params, Problem
+from powerbench.kernels.kernel import Forward, Inputs, Kernel, no_params
+from powerbench.problem import Case, Problem
 from powerbench.roofline import Ceilings
 from powerbench.telemetry import Gauge, Reading
 from powerbench.timing import Method
@@ -58,7 +58,7 @@ def fake(name: str, forward: Forward = softmax, reason: str | None = None, **cha
         "takes": frozenset(),
         "gated": False,
         "version": lambda: "1",
-        "resolve": lambda problem, params, device_type: Params(),
+        "resolve": no_params,
         "unsupported": lambda case, device_type: reason,
         "prepare": lambda case: forward,
         "reference": _reference,

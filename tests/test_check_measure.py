@@ -19,8 +19,7 @@ KERNEL = """
 import time
 import torch
 from powerbench.cost import Cost, Launch
-from powerbench.kernels.kernel import Kernel
-from powerbench.problem import Params
+from powerbench.kernels.kernel import Kernel, no_params
 
 torch.set_num_threads(1)  # where others want the processors too, two threads that wait for each other take 100 ms
 
@@ -34,7 +33,7 @@ def reference(case, inputs, rows):
 
 MINE = Kernel(
     name="mine", family="mine", summary="sleeps", takes=frozenset(), gated=False, version=lambda: "1",
-    resolve=lambda problem, params, device_type: Params(), unsupported=lambda case, device_type: None,
+    resolve=no_params, unsupported=lambda case, device_type: None,
     prepare=lambda case: attend, reference=reference, launches=lambda case: (Launch("all", Cost(1, 1, 1)),),
     workspace_bytes=lambda case: 0,
 )
@@ -141,6 +140,18 @@ def test_a_field_that_the_record_gained_does_no_harm_unless_it_must_be_given(che
         pass
     record.write_text(lines.replace("    name: str\n", "    more: int\n    name: str\n", 1))
     with pytest.raises(UserError, match=r"cannot measure .*more"), trees.tree_of("HEAD", tmp_path / "required"):
+        pass
+
+
+def test_contestants_that_resolve_as_the_ruler_did_once_are_refused(repository, tmp_path, monkeypatch):
+    """Before there was one `resolve` for all passes it was not told the pass."""
+    before = "resolve=lambda problem, params, device_type: params"
+    (repository / "mine.py").write_text(KERNEL.format(seconds="0.03").replace("resolve=no_params", before))
+    git(repository, "commit", "-qam", "as it was")
+    monkeypatch.chdir(repository)
+    with pytest.raises(UserError, match=r"cannot measure .*4 were given"), trees.tree_of("HEAD", tmp_path / "before"):
+        pass
+    with trees.tree_of("HEAD~1", tmp_path / "now"):
         pass
 
 

@@ -19,7 +19,8 @@ CPU = torch.device("cpu")
 def make_case(name, pass_="fwd+bwd", params=None, **changes):
     fields = {"batch": 2, "seqlen": 70, "heads": 4, "kv_heads": 2, "head_dim": 8, "value_dim": 6, "dtype": "fp64"}
     problem = Problem(**{**fields, "gated": True, **changes})
-    return Case(problem, name, KERNELS[name].resolve(problem, params or Params(p=2, chunk_size=16), "cpu"), pass_)
+    params = KERNELS[name].resolve(problem, params or Params(p=2, chunk_size=16), pass_, "cpu")
+    return Case(problem, name, params, pass_)
 
 
 @pytest.fixture

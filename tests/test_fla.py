@@ -88,7 +88,7 @@ def test_called_as_its_reference_expects(name, fake_fla, monkeypatch):
     kernel, case, inputs = KERNELS[name], make_case(name), make_inputs()
     assert kernel.unsupported(case, "cuda") is None
     assert kernel.version() == "0.6.0"
-    assert kernel.resolve(case.problem, Params(), "cuda") == Params(p=1)
+    assert kernel.resolve(case.problem, Params(), "fwd", "cuda") == Params(p=1)
     y = kernel.prepare(case)(inputs.q, inputs.k, inputs.v, inputs.log_g)
     expected = {"normalize": False} if name == "fla-linear" else {"g": inputs.log_g}
     assert fake_fla == [{"scale": 16**-0.5, **expected}]

@@ -90,7 +90,7 @@ def test_blocks_are_those_that_torch_finds(seqlen, wide):
 
 def test_reasons(monkeypatch):
     kernel = KERNELS["flex-power"]
-    assert kernel.resolve(make_case().problem, Params(), "cuda") == Params(p=2)
+    assert kernel.resolve(make_case().problem, Params(), "fwd", "cuda") == Params(p=2)
     assert "even degrees only" in kernel.unsupported(make_case(params=Params(p=3)), "cuda")
     assert "at most 4" in kernel.unsupported(make_case(params=Params(p=6)), "cuda")
     assert kernel.unsupported(make_case(), "cpu") == "needs a CUDA device"

@@ -213,7 +213,7 @@ def test_phases_are_the_launches_and_can_be_repeated(monkeypatch, name, chunk_si
     for make in ("empty", "empty_like"):  # some arrays have elements that nobody reads or writes
         monkeypatch.setattr(torch, make, getattr(torch, make.replace("empty", "zeros")))
     kernel, problem = KERNELS[name], Problem(1, 70, 2, 1, 16, 16, "fp32", gated)
-    one = Case(problem, name, kernel.resolve(problem, Params(chunk_size=chunk_size), "cuda"), pass_)
+    one = Case(problem, name, kernel.resolve(problem, Params(chunk_size=chunk_size), pass_, "cuda"), pass_)
     phases = kernel.phases(one, make_inputs(problem, torch.device("cpu"), 0))
     assert list(phases) == [launch.name for launch in kernel.launches(one)]
     for call in phases.values():
@@ -279,7 +279,7 @@ def test_one_chunk_is_attention_alone():
 
 def test_linear_is_power_at_p_1():
     problem = Problem(1, 300, 2, 2, 16, 16, "fp32", True)
-    params = KERNELS["linear-torch"].resolve(problem, Params(chunk_size=64), "cpu")
+    params = KERNELS["linear-torch"].resolve(problem, Params(chunk_size=64), "fwd", "cpu")
     assert params.p == 1
     linear = KERNELS["linear-torch"].launches(Case(problem, "linear-torch", params, "fwd"))
     assert linear == KERNELS["power-torch"].launches(Case(problem, "power-torch", params, "fwd"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import powerbench
 from powerbench.kernels.power import op, torch_backend
-from powerbench.kernels.power.choose import choose
+from powerbench.kernels.power.choose import choose, choose_d_tile
 from powerbench.kernels.power.feature_map import d_tiles, tspow_dim
 from powerbench.kernels.power.op import PowerState, power_attention
 from powerbench.kernels.power.reference import attention_form, recurrent_form
@@ -458,11 +459,14 @@ def test_what_is_kept_for_the_backward_pass_is_inputs_outputs_and_states():
 @pytest.mark.parametrize("p", [1, 2, 3, 4])
 def test_chosen_sizes_are_valid(device, d, p):
     for seqlen in (1, 100, 10**6):
-        chunk_size, d_tile = choose(p, d, 64, seqlen, device)
+        chunk_size, d_tile = choose(p, d, 64, seqlen, device, gradients=False)
         assert chunk_size >= 1
         assert d % d_tile == 0
-        assert choose(p, d, 64, 5 * seqlen, device, streaming=True)[1] == d_tile  # states of any two calls fit
-        assert choose(p, d, 64, seqlen, device, 77, 1) == (77, 1)
+        # states of any two calls fit
+        assert choose(p, d, 64, 5 * seqlen, device, gradients=True, streaming=True)[1] == d_tile
+        assert choose_d_tile(p, d, device) == d_tile
+        for gradients in (False, True):
+            assert choose(p, d, 64, seqlen, device, 77, 1, gradients=gradients) == (77, 1)
 
 
 @pytest.mark.parametrize(
@@ -489,19 +493,100 @@ def test_no_more_phi_than_needed(monkeypatch, T, options, expansions):
     assert len(expanded) == expansions
 
 
-def test_a_context_that_is_short_against_the_state_is_one_chunk():
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_context_that_is_short_against_the_state_is_one_chunk(gradients):
     """Up to half of the length at which attention and state take equal work; but not when a state goes in or out."""
-    dim = tspow_dim(64, 2, 8)
-    assert choose(2, 64, 64, dim, "cpu") == (dim, 8)
-    assert choose(2, 64, 64, dim + 1, "cpu") == (512, 8)
-    assert choose(2, 64, 64, dim, "cpu", streaming=True) == (512, 8)
+    dim, on_cpu = tspow_dim(64, 2, 8), partial(choose, 2, 64, 64, device_type="cpu", gradients=gradients)
+    assert on_cpu(seqlen=dim) == (dim, 8)
+    assert on_cpu(seqlen=dim + 1) == (512, 8)
+    assert on_cpu(seqlen=dim, streaming=True) == (512, 8)
 
 
+@pytest.mark.parametrize(
+    ("p", "d", "gradients", "longest", "chunk"),
+    [
+        (1, 64, False, 64, 128),  # 0.5 of 128
+        (1, 64, True, 64, 128),
+        (2, 64, False, 7372, 1024),  # 1.6 of 4608
+        (2, 64, True, 5529, 1024),  # 1.2
+        (2, 128, False, 23500, 2048),  # 1.35 of 17408
+        (2, 128, True, 15667, 2048),  # 0.9
+        (3, 32, False, 32768, 4096),  # 1.6 of 20480
+        (3, 32, True, 24576, 4096),  # 1.2
+    ],
+)
+def test_the_longest_single_chunk_on_a_gpu_depends_on_gradients(p, d, gradients, longest, chunk):
+    on_gpu = partial(choose, p, d, d, device_type="cuda", gradients=gradients)
+    d_tile = choose_d_tile(p, d, "cuda")
+    assert on_gpu(seqlen=longest - 1) == (longest - 1, d_tile)
+    assert on_gpu(seqlen=longest) == (longest, d_tile)
+    assert on_gpu(seqlen=longest + 1) == (chunk, d_tile)
+    assert on_gpu(seqlen=longest, streaming=True) == (chunk, d_tile)
+
+
+def test_one_wide_head_dimension_makes_a_problem_wide():
+    wide = partial(choose, 2, seqlen=10**6, device_type="cuda", gradients=False)
+    assert [wide(head_dim=d, value_dim=e)[0] for d, e in [(64, 64), (64, 65), (65, 64)]] == [1024, 2048, 2048]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("d", [16, 32])
-def test_two_chunks_of_a_small_head_are_one_on_a_gpu(d):
+def test_two_chunks_of_a_small_head_are_one_on_a_gpu(d, gradients):
     """Measured: there attention over 2048 tokens takes less time than the launches of the state."""
-    assert choose(2, d, d, 2048, "cuda") == (2048, 8)
-    assert choose(2, d, d, 2049, "cuda") == (1024, 8)
+    assert choose(2, d, d, 2048, "cuda", gradients=gradients) == (2048, 8)
+    assert choose(2, d, d, 2049, "cuda", gradients=gradients) == (1024, 8)
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """What `choose` was asked, call by call."""
+    asked = []
+
+    def recorded(*args, **options):
+        asked.append(options)
+        return choose(*args, **options)
+
+    monkeypatch.setattr(op, "choose", recorded)
+    return asked
+
+
+@pytest.mark.parametrize("wanted", range(6), ids=["q", "k", "v", "log_g", "s", "z"])
+def test_the_operator_chooses_for_training_where_any_input_requires_grad(chosen, wanted):
+    inputs = make_inputs(20, d=4, e=4)
+    _, state = power_attention(*inputs, return_state=True)
+    tensors = [*inputs, *state]
+
+    def call():
+        power_attention(*tensors[:4], initial_state=PowerState(*tensors[4:]))
+        return chosen[-1]["gradients"]
+
+    assert not call()
+    tensors[wanted].requires_grad_()
+    assert call()
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert not call()
+    assert [asked["streaming"] for asked in chosen] == [True] * 5
+
+
+def test_the_operator_chooses_without_gates_and_under_autocast(chosen):
+    q, k, v, _ = (x.float() for x in make_inputs(20, d=4, e=4))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        power_attention(q, k, v)
+        power_attention(q.requires_grad_(), k, v)
+    assert [asked["gradients"] for asked in chosen] == [False, True]
+
+
+def test_compiled_calls_choose_anew_where_gradients_begin_to_be_wanted(chosen):
+    torch._dynamo.reset()
+    compiled = torch.compile(power_attention, backend="eager", fullgraph=True)
+    inputs = make_inputs(20, d=4, e=4)
+    compiled(*inputs)
+    leaves_of(inputs)
+    compiled(*inputs).sum().backward()
+    with torch.no_grad():
+        compiled(*inputs)
+    assert [asked["gradients"] for asked in chosen] == [False, True, False]
 
 
 # --- backends ---
@@ -594,8 +679,7 @@ def test_the_torch_backend_on_cuda(p):
         torch.autograd.grad(y, leaves, weight), torch.autograd.grad(expected, leaves, weight), strict=True
     ):
         assert relative_error(got, want) < 1e-11
-    _, d_tile = choose(p, 16, 16, 1500, "cuda")
-    rows = tspow_dim(16, p, d_tile)
+    rows = tspow_dim(16, p, choose_d_tile(p, 16, "cuda"))
     # cuBLAS adds the D terms of a batched float32 product in one running sum, whose error grows with the root of D
     # (measured on an H200: 0.3 * 2^-24 * sqrt(D) for D = 256 to 65536, and a fifth of that for products one by one);
     # CPU libraries add them in blocks and stay below.

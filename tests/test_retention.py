@@ -6,6 +6,7 @@ import sys
 import types
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
+from itertools import product
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ CLONES = "vidrial would clone CUTLASS at import: put its headers at "
 def make_case(name="retention-triton", pass_="fwd", params=None, **changes):
     fields = {"batch": 2, "seqlen": 70, "heads": 4, "kv_heads": 2, "head_dim": 16, "value_dim": 16, "dtype": "bf16"}
     problem = Problem(**{**fields, "gated": True, **changes})
-    params = KERNELS[name].resolve(problem, params or Params(chunk_size=16), "cuda")
+    params = KERNELS[name].resolve(problem, params or Params(chunk_size=16), pass_, "cuda")
     return Case(problem, name, params, pass_)
 
 
@@ -112,8 +113,13 @@ def test_versions(monkeypatch):
 
 def test_resolve():
     problem = make_case(seqlen=4096).problem
-    assert KERNELS["retention-cuda"].resolve(problem, Params(), "cuda") == Params(2, chunk_size=1024)
-    assert KERNELS["retention-cuda"].resolve(problem, Params(4, chunk_size=9999), "cuda") == Params(4, chunk_size=4096)
+    for name, pass_ in product(KERNELS, ("fwd", "bwd", "fwd+bwd")):
+        resolve = KERNELS[name].resolve
+        assert resolve(problem, Params(), pass_, "cuda") == Params(2, chunk_size=1024)
+        assert resolve(problem, Params(4, chunk_size=9999), pass_, "cuda") == Params(4, chunk_size=4096)
+    decode = KERNELS["retention-triton"].resolve
+    assert decode(problem, Params(), "decode", "cuda") == Params(2, chunk_size=512)
+    assert decode(problem, Params(2, chunk_size=9999), "decode", "cuda") == Params(2, chunk_size=9999)
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -184,7 +190,7 @@ def test_inference_is_called_with_state_and_cache(chunk, gated, fake, monkeypatc
 
     monkeypatch.setattr(sys.modules["retention"], "power_retention_inference", power_retention_inference, raising=False)
     kernel, problem = KERNELS["retention-triton"], make_case(dtype="fp32", gated=gated).problem
-    case = Case(problem, kernel.name, kernel.resolved(problem, Params(2, chunk_size=chunk), "decode", "cuda"), "decode")
+    case = Case(problem, kernel.name, kernel.resolve(problem, Params(2, chunk_size=chunk), "decode", "cuda"), "decode")
     assert kernel.refusal(case, "cuda") is None
     inputs = make_inputs(case.problem, CPU, 0, decoding=True)
     decoder = kernel.decoding.prepare(case, inputs)

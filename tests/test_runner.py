@@ -458,9 +458,8 @@ def test_real_contestants_follow_their_inputs(name, dtype):
     problem = Problem(1, 100, 2, 1, 16, 16, dtype, True)
     host = Inline([kernel])
     for pass_ in ("fwd", "bwd", "fwd+bwd"):
-        case = Case(
-            problem, name, kernel.resolve(problem, Params(p=2 if name == "power-torch" else None), "cpu"), pass_
-        )
+        wanted = Params(p=2 if name == "power-torch" else None)
+        case = Case(problem, name, kernel.resolve(problem, wanted, pass_, "cpu"), pass_)
         assert isinstance(host.ask("open", case, True, 0), Opened)
         assert host.ask("close", case, False, 0) == Closed()
 

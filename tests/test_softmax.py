@@ -170,7 +170,7 @@ def test_other_errors_of_the_selection_are_left_to_the_run(monkeypatch):
 def test_gpu_rows_on_the_cpu(name):
     kernel = KERNELS[name]
     assert kernel.unsupported(make_case(name), "cpu") == "needs a CUDA device"
-    assert kernel.resolve(make_case().problem, Params(), "cuda") == Params()
+    assert kernel.resolve(make_case().problem, Params(), "fwd", "cuda") == Params()
     assert kernel.takes == frozenset()
     assert not kernel.gated
 

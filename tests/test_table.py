@@ -8,6 +8,7 @@ import pytest
 
 from powerbench.errors import UserError
 from powerbench.kernels import table
+from powerbench.kernels.window import equal_state_window
 from powerbench.problem import DTYPES, Case, Params, Problem
 from tests.fakes import THEIRS
 
@@ -41,7 +42,7 @@ def test_every_record_answers_about_every_case(kernel, device_type):
         for head_dim in (8, 24, 64, 512):
             problem = Problem(1, 100, 4, 2, head_dim, 64, "bf16", True)
             wanted = Params(d_tile=64 if "d_tile" in kernel.takes and head_dim < 64 else None)  # divides none of these
-            params = kernel.resolve(problem, wanted, device_type)
+            params = kernel.resolve(problem, wanted, pass_, device_type)
             case = Case(problem, kernel.name, params, pass_)
             reason = kernel.unsupported(case, device_type)
             assert reason or wanted.d_tile is None
@@ -54,6 +55,38 @@ def test_every_record_answers_about_every_case(kernel, device_type):
                 assert kernel.workspace_bytes(case) >= 0
 
 
+# At T = 6000 one chunk is chosen forward and several in training, on a GPU; decoding has the window of a lazy state.
+CHUNKS = {"fwd": 6000, "bwd": 1024, "fwd+bwd": 1024, "decode": 64}
+RESOLVED = {
+    "power-triton": {pass_: Params(2, 8, chunk) for pass_, chunk in CHUNKS.items()},
+    "power-torch": {pass_: Params(2, 8, chunk) for pass_, chunk in CHUNKS.items()},
+    "compile-chunked": {pass_: Params(2, 8, chunk) for pass_, chunk in CHUNKS.items()},
+    "compile-attention": dict.fromkeys(CHUNKS, Params(2)),
+    "flex-power": dict.fromkeys(CHUNKS, Params(2)),
+    "linear-triton": {pass_: Params(1, 64, 128) for pass_ in CHUNKS} | {"decode": Params(1, 64, 16)},
+    "linear-torch": {pass_: Params(1, 64, 128) for pass_ in CHUNKS} | {"decode": Params(1, 64, 16)},
+    "fla-linear": dict.fromkeys(CHUNKS, Params(1)),
+    "fla-simple-gla": dict.fromkeys(CHUNKS, Params(1)),
+    "retention-triton": {pass_: Params(2, chunk_size=1024) for pass_ in CHUNKS} | {"decode": Params(2, chunk_size=512)},
+    "retention-cuda": {pass_: Params(2, chunk_size=1024) for pass_ in CHUNKS} | {"decode": Params(2, chunk_size=512)},
+}
+
+
+@pytest.mark.parametrize("kernel", table.KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("pass_", CHUNKS)
+def test_what_each_contestant_chooses(kernel, pass_):
+    problem = Problem(1, 6000, 2, 2, 64, 64, "bf16", True)
+    of_family = {"window": Params(2, window=equal_state_window(2, problem))}
+    want = RESOLVED[kernel.name][pass_] if kernel.name in RESOLVED else of_family.get(kernel.family, Params())
+    assert kernel.resolve(problem, Params(), pass_, "cuda") == want
+
+
+def test_on_a_cpu_gradients_change_no_choice():
+    problem = Problem(1, 6000, 2, 2, 64, 64, "fp32", True)
+    for kernel in table.KERNELS:
+        assert len({kernel.resolve(problem, Params(), pass_, "cpu") for pass_ in ("fwd", "bwd", "fwd+bwd")}) == 1
+
+
 @pytest.mark.parametrize("kernel", table.KERNELS, ids=lambda kernel: kernel.name)
 def test_what_is_declared_is_refused_alike(kernel):
     """`list kernels` says how to get each kernel, and promises no dtype, pass or grouping that is refused here."""
@@ -63,7 +96,7 @@ def test_what_is_declared_is_refused_alike(kernel):
     for dtype in DTYPES:
         for kv_heads in (2, 4):
             problem = Problem(1, 64, 4, kv_heads, 16, 16, dtype, True)
-            case = Case(problem, kernel.name, kernel.resolve(problem, Params(), "cpu"), "fwd+bwd")
+            case = Case(problem, kernel.name, kernel.resolve(problem, Params(), "fwd+bwd", "cpu"), "fwd+bwd")
             if kernel.unsupported(case, "cpu") is None:
                 assert support.refusal(case) is None
             if support.refusal(case) is None and kernel.name.endswith(("-torch", "sdpa-cpu")):

@@ -30,10 +30,9 @@ py-modules = ["tiny_attention"]
 MODULE = """
 from importlib.metadata import version
 
-from powerbench.kernels.kernel import Kernel, Support
+from powerbench.kernels.kernel import Kernel, Support, no_params
 from powerbench.kernels.ledger import cpu_workspace_bytes, softmax_launches
 from powerbench.kernels.softmax import softmax_reference
-from powerbench.problem import Params
 
 
 def prepare(case):
@@ -54,7 +53,7 @@ TINY = Kernel(
     takes=frozenset(),
     gated=False,
     version=lambda: version("tiny-attention"),
-    resolve=lambda problem, params, device_type: Params(),
+    resolve=no_params,
     unsupported=lambda case, device_type: SUPPORT.refusal(case),
     prepare=prepare,
     reference=softmax_reference,
@@ -140,7 +139,7 @@ from powerbench.problem import Case, Params, Problem
 for kernel in KERNELS:
     for pass_ in ("fwd", "fwd+bwd"):
         problem = Problem(1, 128, 2, 2, 16, 16, "bf16", True)
-        case = Case(problem, kernel.name, kernel.resolve(problem, Params(), "cuda"), pass_)
+        case = Case(problem, kernel.name, kernel.resolve(problem, Params(), pass_, "cuda"), pass_)
         reason = kernel.unsupported(case, "cuda")
         print(kernel.name, kernel.version(), reason, sep="|")
 """

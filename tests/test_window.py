@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 def make_case(name="window-torch", pass_="fwd", wide=None, **changes):
     fields = {"batch": 2, "seqlen": 300, "heads": 4, "kv_heads": 2, "head_dim": 8, "value_dim": 8, "dtype": "fp64"}
     problem = Problem(**{**fields, "gated": True, **changes})
-    params = KERNELS[name].resolve(problem, Params(p=2), "cpu") if wide is None else Params(p=2, window=wide)
+    params = KERNELS[name].resolve(problem, Params(p=2), pass_, "cpu") if wide is None else Params(p=2, window=wide)
     return Case(problem, name, params, pass_)
 
 
@@ -93,12 +93,9 @@ def test_the_page_sees_them_equal():
 def test_resolve_keeps_the_degree_and_ends_at_the_context():
     assert make_case(seqlen=300, head_dim=8).params == Params(p=2, window=20)  # 36 x 9 / 16
     assert make_case(seqlen=10, head_dim=8).params == Params(p=2, window=10)
-    case = Case(
-        make_case().problem,
-        "window-torch",
-        KERNELS["window-torch"].resolve(make_case().problem, Params(p=9), "cpu"),
-        "fwd",
-    )
+    problem = make_case().problem
+    params = KERNELS["window-torch"].resolve(problem, Params(p=9), "fwd", "cpu")
+    case = Case(problem, "window-torch", params, "fwd")
     for kernel in KERNELS.values():
         assert "p = 9" in kernel.unsupported(case, "cuda")
 

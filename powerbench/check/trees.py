@@ -26,7 +26,14 @@ LEFT_OUT = ("__pycache__", "*.pyc")
 RECORD = Path("kernels") / "kernel.py"
 SECONDS = 300.0  # to import torch and every contestant on a slow disk
 
-PROBE = "import powerbench.session, powerbench.kernels.table as table; table.available()"  # all that measures imports
+# All that measures is imported, and what a suite asks of contestants is asked.
+PROBE = """
+import powerbench.session
+from powerbench.kernels.table import available
+from powerbench.suites.suite import Suite
+
+Suite().on("cpu").cases(list(available().values()), "cpu")
+"""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from powerbench.kernels.packages import NEEDS_CUDA, compiled
 from powerbench.kernels.power import contestants, cost
 from powerbench.kernels.power.feature_map import feature_map, tspow_dim
 from powerbench.kernels.power.state_size import normalized_by_default
-from powerbench.problem import Case, Params, Problem
+from powerbench.problem import Case, Params, Pass, Problem
 
 INSTALL = "with torch; it compiles with triton on a GPU, with a C++ compiler on a CPU"
 
@@ -107,9 +107,9 @@ def _in_chunks(x: Tensor, chunk: int) -> Tensor:
     return pad(x, (0, 0) * (x.ndim - 2) + (0, rest)).unflatten(1, (-1, chunk))
 
 
-def _resolve(takes: frozenset[str], problem: Problem, params: Params, device_type: str) -> Params:
+def _resolve(takes: frozenset[str], problem: Problem, params: Params, pass_: Pass, device_type: str) -> Params:
     """As power attention's own rows, less what this form has not."""
-    chosen = contestants.resolve(None, problem, params, device_type)
+    chosen = contestants.resolve(None, problem, params, pass_, device_type)
     return Params(
         chosen.p,
         chosen.d_tile if "d_tile" in takes else None,

@@ -18,11 +18,11 @@ import torch
 
 from powerbench.cost import Launch
 from powerbench.kernels.fla_decode import fla_decoding
-from powerbench.kernels.kernel import Forward, Inputs, Kernel, Support
+from powerbench.kernels.kernel import Forward, Inputs, Kernel, Support, no_params
 from powerbench.kernels.ledger import based_launches, linear_launches, linear_workspace_bytes
 from powerbench.kernels.packages import NEEDS_CUDA, import_problem, installed_version
 from powerbench.kernels.power.reference import attention_rows
-from powerbench.problem import Case, Params, Problem
+from powerbench.problem import Case, Params, Pass, Problem
 
 PACKAGE = "flash-linear-attention"
 # No GQA: chunk_fwd_o takes k's heads from q and lets only v have more (grouped values, not grouped queries).
@@ -36,7 +36,7 @@ def _version() -> str | None:
     return installed_version("fla-core", PACKAGE)
 
 
-def _resolve(problem: Problem, params: Params, device_type: str) -> Params:
+def _resolve(problem: Problem, params: Params, pass_: Pass, device_type: str) -> Params:
     return Params(p=1)
 
 
@@ -151,10 +151,6 @@ def _based_workspace_bytes(case: Case) -> int:
     return forward if case.pass_ == "fwd" else 2 * forward
 
 
-def _no_params(problem: Problem, params: Params, device_type: str) -> Params:
-    return Params()
-
-
 def _fla(name: str, summary: str, gated: bool, prepare: Callable[[Case], Forward]) -> Kernel:
     return Kernel(
         name=name,
@@ -184,7 +180,7 @@ FLA_KERNELS = (
         takes=frozenset(),
         gated=False,
         version=_version,
-        resolve=_no_params,
+        resolve=no_params,
         unsupported=_based_unsupported,
         prepare=_prepare_based,
         reference=_based_reference,

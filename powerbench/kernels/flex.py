@@ -22,7 +22,7 @@ from powerbench.kernels.ledger import flash_workspace_bytes, softmax_launches
 from powerbench.kernels.packages import NEEDS_CUDA, compiled
 from powerbench.kernels.power.op import MAX_DEGREE
 from powerbench.kernels.power.reference import attention_rows
-from powerbench.problem import Case, Params, Problem
+from powerbench.problem import Case, Params, Pass, Problem
 
 LEAST_WIDTH = 16  # of q, k and v: torch/_inductor/kernel/flex refuses narrower heads
 BLOCK = 128  # queries and keys of a block of the mask: FlexAttention's default
@@ -153,7 +153,7 @@ class _Masks:
         return self._mask
 
 
-def _resolve(problem: Problem, params: Params, device_type: str) -> Params:
+def _resolve(problem: Problem, params: Params, pass_: Pass, device_type: str) -> Params:
     return Params(params.p or 2)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from powerbench.cost import Launch
-from powerbench.problem import DTYPES, Case, Params, Problem
+from powerbench.problem import DTYPES, Case, Params, Pass, Problem
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
@@ -37,8 +37,15 @@ class Inputs:
 
 
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+# The parameters of a case from those that a sweep asks for, of this pass, on this device type: "cpu" or "cuda".
+Resolve = Callable[[Problem, Params, Pass, str], Params]
 # Phase name -> a call that repeats this launch alone, any number of times with the same work.
 Phases = dict[str, Callable[[], object]]
+
+
+def no_params(problem: Problem, params: Params, pass_: Pass, device_type: str) -> Params:
+    """`Kernel.resolve` of one that has no p, d_tile or chunk."""
+    return Params()
 
 
 @dataclass(frozen=True)
@@ -83,14 +90,13 @@ class Decoder:
 class Decoding:
     """What a contestant does in the pass `decode`; its callables as those of `Kernel`, and in the place of them.
 
-    `Kernel.unsupported` and `Kernel.reference` answer for this pass too, `Kernel.support` for its dtypes and heads.
+    `Kernel.resolve`, `unsupported` and `reference` answer for this pass too, `Kernel.support` for its dtypes and heads.
     """
 
     prepare: Callable[[Case, Inputs], Decoder]
     launches: Callable[[Case], tuple[Launch, ...]]  # of one step; what happens every n steps counts for 1 / n
     sequence_bytes: Callable[[Case], int]  # what is kept of one sequence: its cache or its state
     workspace_bytes: Callable[[Case], int]  # device memory beyond inputs and output, what is kept included
-    resolve: Callable[[Problem, Params, str], Params] | None = None  # None: as in the other passes
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ class Kernel:
     takes: frozenset[str]  # which of p, d_tile, chunk_size a sweep may vary
     gated: bool  # does it apply log_g? A softmax kernel does not, and its row says so
     version: Callable[[], str | None]  # of the package that provides it; None: not installed
-    resolve: Callable[[Problem, Params, str], Params]  # fills in what is None; the device type is "cpu" or "cuda"
+    resolve: Resolve  # fills in what is None
     unsupported: Callable[[Case, str], str | None]  # why the case cannot run on this device type; None: it can
     prepare: Callable[[Case], Forward]  # (q, k, v, log_g) -> y, differentiable where the pass asks for gradients
     reference: Callable[[Case, Inputs, torch.Tensor], torch.Tensor]  # float64 y at the query rows [R]: [B, R, H, e]
@@ -118,11 +124,6 @@ class Kernel:
     support: Support = Support()
     tuning_seconds: float = 0.0  # what its compiling and tuning may take, of each case, beyond what every case is given
     decoding: Decoding | None = None  # None: it does not decode
-
-    def resolved(self, problem: Problem, params: Params, pass_: str, device_type: str) -> Params:
-        """The parameters of a case, those left open filled in."""
-        own = self.decoding.resolve if self.decoding and pass_ == "decode" else None
-        return (own or self.resolve)(problem, params, device_type)
 
     def refusal(self, case: Case, device_type: str) -> str | None:
         """Why the case cannot run on this device type; None: it can."""

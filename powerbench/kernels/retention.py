@@ -28,8 +28,8 @@ from powerbench.kernels.packages import NEEDS_CUDA, import_problem, installed_ve
 from powerbench.kernels.power import cost
 from powerbench.kernels.power.feature_map import tspow_dim
 from powerbench.kernels.power.reference import attention_rows
-from powerbench.kernels.retention_decode import decoding_refusal, retention_decoding
-from powerbench.problem import Case, Params, Problem
+from powerbench.kernels.retention_decode import DECODE_CHUNK, decoding_refusal, retention_decoding
+from powerbench.problem import Case, Params, Pass, Problem
 
 CHUNK = 1024  # where the user leaves it open; the package has no default but the whole sequence
 HEAD_DIMS = (16, 32, 64, 128, 256)  # retention/_attention/triton.py
@@ -40,8 +40,11 @@ TRITON = Support("pip install powerbench[peers]", DTYPES, "16, 32, 64, 128, 256"
 CUDA = Support("pip install 'retention[experimental]'; nvcc; CUTLASS headers", DTYPES, "16, 32, 64, 128, 256")
 
 
-def _resolve(problem: Problem, params: Params, device_type: str) -> Params:
-    return Params(params.p or 2, chunk_size=min(params.chunk_size or CHUNK, problem.seqlen))
+def _resolve(problem: Problem, params: Params, pass_: Pass, device_type: str) -> Params:
+    p = params.p or 2
+    if pass_ == "decode":
+        return Params(p, chunk_size=params.chunk_size or DECODE_CHUNK)
+    return Params(p, chunk_size=min(params.chunk_size or CHUNK, problem.seqlen))
 
 
 def _common_refusal(support: Support, case: Case, device_type: str) -> str | None:

@@ -14,16 +14,16 @@ import torch
 from powerbench.cost import Cost, Launch
 from powerbench.kernels.kernel import Decoder, Decoding, Inputs
 from powerbench.kernels.power.feature_map import spow_dim, tspow_dim
-from powerbench.problem import Case, Params, Problem
+from powerbench.problem import Case
 
-CHUNK = 512  # the call's own default
+DECODE_CHUNK = 512  # the call's own default
 MIN_CHUNK = 16  # a state in bfloat16 that each token rounded anew would be off by 2 %
 D_TILE = 16  # as many rows as its Triton kernels have (compute_expanded_dim in retention/_utils.py)
 
 
 def retention_decoding() -> Decoding:
     """Of the Triton path, the one that has z beside S."""
-    return Decoding(_prepare, _launches, _sequence_bytes, _workspace_bytes, resolve=_resolve)
+    return Decoding(_prepare, _launches, _sequence_bytes, _workspace_bytes)
 
 
 def decoding_refusal(case: Case) -> str | None:
@@ -33,12 +33,8 @@ def decoding_refusal(case: Case) -> str | None:
     return None
 
 
-def _resolve(problem: Problem, params: Params, device_type: str) -> Params:
-    return Params(params.p or 2, chunk_size=params.chunk_size or CHUNK)
-
-
 def _chunk(case: Case) -> int:
-    return case.params.chunk_size or CHUNK
+    return case.params.chunk_size or DECODE_CHUNK
 
 
 def _waiting(case: Case) -> int:

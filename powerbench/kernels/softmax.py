@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from powerbench.cost import Launch
-from powerbench.kernels.kernel import TORCH_DTYPES, Forward, Inputs, Kernel, Support
+from powerbench.kernels.kernel import TORCH_DTYPES, Forward, Inputs, Kernel, Support, no_params
 from powerbench.kernels.ledger import (
     GPU_TILE,
     cpu_tile,
@@ -25,7 +25,7 @@ from powerbench.kernels.ledger import (
 )
 from powerbench.kernels.packages import NEEDS_CUDA, import_problem, installed_version
 from powerbench.kernels.softmax_decode import flash_decoding, sdpa_decoding
-from powerbench.problem import DTYPES, Case, Params, Problem
+from powerbench.problem import DTYPES, Case
 
 PROBE_TOKENS = 128  # whether a backend takes a problem depends on its length only where that is a single token
 
@@ -44,11 +44,6 @@ def softmax_reference(case: Case, inputs: Inputs, rows: torch.Tensor) -> torch.T
     hidden = (back < 0) | (back >= (case.params.window or T))
     weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
     return torch.einsum("bhgrt,bthe->brhge", weights, v).reshape(B, len(rows), -1, v.shape[-1])
-
-
-def no_params(problem: Problem, params: Params, device_type: str) -> Params:
-    """Softmax attention has no p, d_tile or chunk."""
-    return Params()
 
 
 def _sdpa_unsupported(backend: SDPBackend, home: str, case: Case, device_type: str) -> str | None:

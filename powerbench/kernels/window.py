@@ -31,7 +31,7 @@ from powerbench.kernels.softmax import (
     softmax_reference,
 )
 from powerbench.kernels.softmax_decode import flash_decoding, sdpa_decoding
-from powerbench.problem import Case, Params, Problem
+from powerbench.problem import Case, Params, Pass, Problem
 
 MIN_BLOCK = 128  # queries at once in `window-torch`, where the window is narrower
 
@@ -47,7 +47,7 @@ def _window(case: Case) -> int:
     return case.params.window
 
 
-def _resolve(problem: Problem, params: Params, device_type: str) -> Params:
+def _resolve(problem: Problem, params: Params, pass_: Pass, device_type: str) -> Params:
     p = params.p or 2
     if p > MAX_DEGREE:
         return Params(p)  # refused by `_refusal`

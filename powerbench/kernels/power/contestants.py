@@ -14,12 +14,13 @@ from powerbench.kernels.packages import NEEDS_CUDA, installed_version
 from powerbench.kernels.power import cost, tiling, triton_cost
 from powerbench.kernels.power.choose import choose
 from powerbench.kernels.power.decode_contestants import decoding
+from powerbench.kernels.power.decode_cost import best_window
 from powerbench.kernels.power.feature_map import d_tiles, spow_dim
 from powerbench.kernels.power.op import MAX_DEGREE, power_attention
 from powerbench.kernels.power.reference import attention_rows
 from powerbench.kernels.power.state_size import normalized_by_default
 from powerbench.kernels.power.torch_backend import ATTENTION_BLOCK
-from powerbench.problem import Case, Params, Problem
+from powerbench.problem import Case, Params, Pass, Problem
 
 Backend = Literal["torch", "triton"]
 
@@ -41,7 +42,7 @@ def contestant(name: str, family: str, summary: str, backend: Backend, degree: i
         launches=partial(_launches, backend),
         workspace_bytes=partial(_workspace_bytes, backend),
         phases=_triton_phases if backend == "triton" else None,
-        decoding=decoding(backend, degree),
+        decoding=decoding(backend),
         support=_triton_support() if backend == "triton" else Support("with powerbench"),
     )
 
@@ -56,16 +57,19 @@ def _triton_support() -> Support:
     return Support("pip install powerbench[gpu]", ("bf16", "fp16", "fp32"), widths)
 
 
-def resolve(degree: int | None, problem: Problem, params: Params, device_type: str) -> Params:
+def resolve(degree: int | None, problem: Problem, params: Params, pass_: Pass, device_type: str) -> Params:
     """The parameters as powerbench's kernels choose them where they are None; `degree` fixes p."""
-    p = degree or params.p or 2
-    if p > MAX_DEGREE or problem.head_dim % (params.d_tile or 1):
+    p, d = degree or params.p or 2, problem.head_dim
+    if p > MAX_DEGREE or d % (params.d_tile or 1):
         return Params(p, params.d_tile, params.chunk_size)  # refused by `_unsupported`
     chunk_size, d_tile = choose(
-        p, problem.head_dim, problem.value_dim, problem.seqlen, device_type, params.chunk_size, params.d_tile
-    )
-    # At p = 1 every tile gives the same d rows; and a chunk longer than the context is the context.
-    return Params(p, problem.head_dim if p == 1 else d_tile, min(chunk_size, problem.seqlen))
+        p, d, problem.value_dim, problem.seqlen, device_type, params.chunk_size, params.d_tile,
+        gradients="bwd" in pass_,
+    )  # fmt: skip
+    d_tile = d if p == 1 else d_tile  # at p = 1 every tile gives the same d rows
+    if pass_ == "decode":
+        return Params(p, d_tile, params.chunk_size or best_window(p, d_tile, problem))
+    return Params(p, d_tile, min(chunk_size, problem.seqlen))  # a chunk longer than the context is the context
 
 
 def refusal(case: Case) -> str | None:

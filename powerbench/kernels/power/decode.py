@@ -15,7 +15,7 @@ from powerbench.kernels.power.arguments import (
     check_tensors,
     refuse,
 )
-from powerbench.kernels.power.choose import choose
+from powerbench.kernels.power.choose import choose_d_tile
 from powerbench.kernels.power.feature_map import tspow_dim
 from powerbench.kernels.power.op import Backend, use_triton
 from powerbench.kernels.power.state import LazyState, PowerState
@@ -86,7 +86,7 @@ def power_attention_step(
     )
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g)):
         refuse("an input requires grad, and a step is not differentiable; call it under torch.no_grad()")
-    _, d_tile = choose(p, d, v.shape[-1], 1, q.device.type, None, d_tile, streaming=True)
+    d_tile = d_tile or choose_d_tile(p, d, q.device.type)
     dim = tspow_dim(d, p, d_tile)
     if state is None:
         state = _zero_state(q, v, dim)
@@ -117,7 +117,7 @@ def fold_lazy_state(state: LazyState, *, p: int = 2, d_tile: int | None = None) 
     isinstance(state, LazyState) or refuse(f"state is {type(state).__name__}; it must be a LazyState")
     d = state.k.shape[-1]
     check_options(p, d, chunk_size=None, d_tile=d_tile, scale=None, normalize=None)
-    _, d_tile = choose(p, d, state.v.shape[-1], 1, state.k.device.type, None, d_tile, streaming=True)
+    d_tile = d_tile or choose_d_tile(p, d, state.k.device.type)
     _check(state, state.k, state.v, tspow_dim(d, p, d_tile))
     copy = _copied(state)
     fold(copy, p=p, d_tile=d_tile)

@@ -11,36 +11,24 @@ import torch
 from powerbench.cost import Launch
 from powerbench.kernels.kernel import Decoder, Decoding, Inputs
 from powerbench.kernels.power import decode_cost
-from powerbench.kernels.power.choose import choose
 from powerbench.kernels.power.decode import power_attention_step
 from powerbench.kernels.power.feature_map import tspow_dim
-from powerbench.kernels.power.op import MAX_DEGREE
 from powerbench.kernels.power.state import LazyState, PowerState
 from powerbench.kernels.power.state_size import normalized_by_default
 from powerbench.kernels.power.torch_decode import fill_window, sum_up
-from powerbench.problem import Case, Params, Problem
+from powerbench.problem import Case
 
 MAX_CYCLE = 8  # calls a sample: of a batch below an eighth of the window the median may leave out the step that folds
 
 
-def decoding(backend: Literal["torch", "triton"], degree: int | None) -> Decoding:
-    """For a contestant of this backend; `degree` fixes p."""
+def decoding(backend: Literal["torch", "triton"]) -> Decoding:
+    """For a contestant of this backend."""
     return Decoding(
-        resolve=partial(_resolve, degree),
         prepare=partial(_prepare, backend),
         launches=partial(_launches, backend),
         sequence_bytes=decode_cost.sequence_bytes,
         workspace_bytes=decode_cost.workspace_bytes,
     )
-
-
-def _resolve(degree: int | None, problem: Problem, params: Params, device_type: str) -> Params:
-    p, d = degree or params.p or 2, problem.head_dim
-    if p > MAX_DEGREE or d % (params.d_tile or 1):
-        return Params(p, params.d_tile, params.chunk_size)  # refused by `unsupported`
-    _, d_tile = choose(p, d, problem.value_dim, 1, device_type, 1, params.d_tile, streaming=True)
-    d_tile = d if p == 1 else d_tile  # at p = 1 every tile gives the same d rows
-    return Params(p, d_tile, params.chunk_size or decode_cost.best_window(p, d_tile, problem))
 
 
 def _launches(backend: str, case: Case) -> tuple[Launch, ...]:

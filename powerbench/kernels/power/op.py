@@ -24,7 +24,7 @@ from powerbench.kernels.power.choose import choose
 from powerbench.kernels.power.feature_map import tspow_dim
 from powerbench.kernels.power.state import PowerState
 from powerbench.kernels.power.state_size import normalized_by_default
-from powerbench.kernels.power.torch_backend import torch_forward
+from powerbench.kernels.power.torch_backend import needs_grad, torch_forward
 
 __all__ = ["MAX_DEGREE", "Backend", "PowerState", "normalized_by_default", "power_attention", "use_triton"]
 
@@ -60,7 +60,10 @@ def power_attention(
             would wait for the device); -inf is a hard reset. None: no gates.
         p: degree, 1 to 4. p = 1 without normalisation is (gated) linear attention.
         chunk_size: tokens that attend to each other directly; those before them are met through the state. It changes
-            the speed, and nothing else but rounding. None: chosen for the problem (`choose`).
+            the speed, and nothing else but rounding. None: chosen for the problem (`choose`), and on a GPU for whether
+            gradients are wanted: where an input requires grad and grad mode is on, there are several chunks from a
+            shorter context on. So y may differ by its rounding from that of a call under torch.no_grad, the first
+            run of a reentrant checkpoint among them.
         d_tile: divisor of d that sets the tiling of the state, hence its dimension D = tspow_dim(d, p, d_tile) and the
             order of its rows. None: chosen; a call that continues from a state must use that state's d_tile.
         scale: of <q, k>. None: 1 / sqrt(d).
@@ -94,8 +97,11 @@ def power_attention(
     bfloat16: without a state the error is 2.3e-3 to 3.2e-3.
 
     Accuracy of the Triton backend, on an H200, against float64: in bfloat16 y 2.2e-3 to 2.8e-3 over p = 1 to 4, dq, dk
-    and dv 2.5e-3 to 5.6e-3, dlog_g 4e-3 to 1.4e-2 with slow gates; in float32 about 1e-7 to 1e-6. States between the
-    launches are bfloat16 for bfloat16 and float16 inputs, those that go out to the caller float32.
+    and dv 2.5e-3 to 5.6e-3, dlog_g 4e-3 to 1.4e-2 with slow gates and chunks up to 4096; in float32 about 1e-7 to 1e-6.
+    dlog_g sums over the rest of the chunk differences of terms that the Hopper kernels round apart, so that its error
+    grows with the chunk: at p = 2, d = 128 8e-3 in a chunk of 1k, 1.5e-2 in 8k, 2.0e-2 in 16k, 2.9e-2 in 23k; at p = 3,
+    d = 64 3.4e-2 in 64k. States between the launches are bfloat16 for bfloat16 and float16 inputs, those that go out to
+    the caller float32.
 
     Raises:
         ValueError: names the argument that is wrong, what it was and what is allowed.
@@ -106,8 +112,11 @@ def power_attention(
     d, e = operator.index(q.shape[-1]), operator.index(v.shape[-1])
     check_options(p, d, chunk_size=chunk_size, d_tile=d_tile, scale=scale, normalize=normalize)
     p, d_tile = operator.index(p), None if d_tile is None else operator.index(d_tile)
-    streaming = initial_state is not None or return_state
-    chunk_size, d_tile = choose(p, d, e, q.shape[1], q.device.type, chunk_size, d_tile, streaming=streaming)
+    chunk_size, d_tile = choose(
+        p, d, e, q.shape[1], q.device.type, chunk_size, d_tile,
+        gradients=needs_grad(q, k, v, log_g, initial_state),
+        streaming=initial_state is not None or return_state,
+    )  # fmt: skip
     if initial_state is not None:
         check_state(initial_state, q, v, tspow_dim(d, p, d_tile), "initial_state")
     forward = _triton_attention() if use_triton(backend, q, v) else torch_forward
