@@ -176,7 +176,7 @@ def test_a_split_covers_the_state(dim, e, heads, queries, lazy):
     cut = decode_tiling.split(dim, e, heads, queries, lazy)
     covered = cut.rows * cut.tiles
     assert covered * (cut.programs - 1) < dim <= covered * cut.programs
-    assert cut.rows % decode_tiling.window_blocks(cut.rows, 64, e).piece == 0
+    assert cut.rows % decode_tiling.piece(cut.rows, e) == 0
 
 
 @pytest.mark.parametrize(("d", "p", "d_tile"), [(128, 2, 1), (16, 4, 4), (64, 1, 64), (32, 3, 8)])

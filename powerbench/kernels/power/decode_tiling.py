@@ -25,8 +25,8 @@ MIN_ROWS = 16  # what a product takes
 MAX_TILES = 4  # a program: enough that its partial sums are little beside what it reads
 PROGRAMS = 8192  # wanted before a program takes more than one tile
 LEAST_PROGRAMS = 264  # two for each multiprocessor of an H200: below, tiles are halved
-WINDOW_ELEMENTS = 4096  # of k, and of v, of the window's tokens that a query attends to at once
-FOLDED_TOKENS = 16  # of the window, moved into the state at once: what a product takes
+WINDOW_TOKENS = 16  # of the KV window at once: what a product takes
+WINDOW_BYTES = 16384  # of the KV window on the way to a query: all of 64 tokens at d = e = 64 in bfloat16
 INDEX_BITS = 7  # head dimensions of the Triton backend go up to 128
 
 
@@ -36,14 +36,6 @@ class Split(NamedTuple):
     rows: int
     tiles: int
     programs: int
-
-
-class WindowBlocks(NamedTuple):
-    """Rows that are moved on at once where a window is full; tokens of it that are attended to, and folded, at once."""
-
-    piece: int
-    attended: int
-    folded: int
 
 
 def split(dim: int, e: int, heads: int, queries: int, lazy: bool) -> Split:
@@ -59,10 +51,14 @@ def split(dim: int, e: int, heads: int, queries: int, lazy: bool) -> Split:
     return Split(rows, tiles, -(-number // tiles))
 
 
-def window_blocks(rows: int, d: int, e: int) -> WindowBlocks:
-    """For tiles of `rows` rows and head dimensions d and e."""
-    piece = min(rows, MANY_ROWS, max(MIN_ROWS, PIECE_ELEMENTS // e))
-    return WindowBlocks(piece, WINDOW_ELEMENTS // max(64, d, e), FOLDED_TOKENS)
+def piece(rows: int, e: int) -> int:
+    """Rows of a lazy state's tile of `rows` rows that are moved on at once."""
+    return min(rows, MANY_ROWS, max(MIN_ROWS, PIECE_ELEMENTS // e))
+
+
+def window_stages(d: int, e: int, itemsize: int) -> int:
+    """Stages of the pipeline in which a query meets its window, WINDOW_TOKENS a step."""
+    return 1 + max(1, WINDOW_BYTES // (WINDOW_TOKENS * (d + e) * itemsize))
 
 
 def packed_indices(d: int, p: int, d_tile: int) -> np.ndarray:

@@ -24,7 +24,7 @@ import torch
 import triton
 from torch import Tensor
 
-from powerbench.kernels.power.decode_tiling import packed_indices, split, window_blocks
+from powerbench.kernels.power.decode_tiling import WINDOW_TOKENS, packed_indices, piece, split, window_stages
 from powerbench.kernels.power.gates import LOG_GATE_MIN
 from powerbench.kernels.power.state import LazyState, PowerState
 from powerbench.kernels.power.step_kernel import combine_kernel, step_kernel
@@ -62,7 +62,6 @@ def triton_step(
     q, k, v = (contiguous_rows(x) for x in (q, k, v))
     M = T * H // heads
     rows, tiles, programs = split(s.shape[1], e, B * heads, M, lazy is not None)
-    piece, at_once, folded_at_once = window_blocks(rows, d, e)
     y = torch.empty(B, T, H, e, dtype=q.dtype, device=q.device)
     num = torch.empty(B * heads, programs + 1, M, e, dtype=torch.float32, device=q.device)
     den = torch.empty(B * heads, programs + 1, M, dtype=torch.float32, device=q.device) if normalize else None
@@ -79,7 +78,8 @@ def triton_step(
             HEADS=heads, GROUP=H // heads, T=T, TP=triton.next_power_of_2(T), M=M,
             MP=1 if M == 1 else max(16, triton.next_power_of_2(M)), P=p, HEAD=d, E=e, W=d_tile,
             GATED=log_g is not None, NORMALIZE=normalize, LAZY=lazy is not None, MIN=LOG_GATE_MIN, ROWS=rows,
-            PIECE=piece, BT=at_once, BC=folded_at_once, OP=operand_dtypes(q.dtype)[1], EARLY=early, num_warps=NUM_WARPS,
+            PIECE=piece(rows, e), BT=WINDOW_TOKENS, STAGES=window_stages(d, e, q.element_size()),
+            OP=operand_dtypes(q.dtype)[1], EARLY=early, num_warps=NUM_WARPS,
         )  # fmt: skip
         combine_kernel[(B * heads * M,)](
             num, den, since, y, slots[3], scale**p, programs, window,
