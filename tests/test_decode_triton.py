@@ -167,11 +167,16 @@ def test_refuses_what_the_kernels_lack(d, dtype, named):
         power_attention_step(*inputs[:3], p=2, backend="triton")
 
 
-@pytest.mark.parametrize(("dim", "e", "heads"), [(2304, 64, 8), (2304, 64, 512), (16, 16, 1), (2080, 128, 33)])
-def test_a_split_covers_the_state(dim, e, heads):
-    cut = decode_tiling.split(dim, e, heads)
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("queries", [1, 4, 64])
+@pytest.mark.parametrize(
+    ("dim", "e", "heads"), [(2304, 64, 8), (2304, 64, 512), (2304, 64, 2048), (16, 16, 1), (2080, 128, 33)]
+)
+def test_a_split_covers_the_state(dim, e, heads, queries, lazy):
+    cut = decode_tiling.split(dim, e, heads, queries, lazy)
     covered = cut.rows * cut.tiles
     assert covered * (cut.programs - 1) < dim <= covered * cut.programs
+    assert cut.rows % decode_tiling.piece(cut.rows, e) == 0
 
 
 @pytest.mark.parametrize(("d", "p", "d_tile"), [(128, 2, 1), (16, 4, 4), (64, 1, 64), (32, 3, 8)])

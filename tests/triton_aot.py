@@ -28,12 +28,11 @@ from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import JITFunction
 
-from powerbench.kernels.power import hopper
+from powerbench.kernels.power import hopper, triton_decode
 from powerbench.kernels.power.feature_map import tspow_dim
 from powerbench.kernels.power.state import LazyState, PowerState
 from powerbench.kernels.power.triton_backend import forward_launches
 from powerbench.kernels.power.triton_backward import triton_backward
-from powerbench.kernels.power.triton_decode import triton_step
 
 POINTERS = {
     torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64",
@@ -99,7 +98,7 @@ def compile_step(p: int, d: int, e: int, d_tile: int, dtype: str) -> None:
     for T, past in ((1, state), (1, lazy), (3, lazy)):
         q, k, v = (torch.empty(64, T, 8, n, dtype=getattr(torch, dtype), device="meta") for n in (d, d, e))
         log_g = torch.empty(64, T, 8, device="meta")
-        triton_step(q, k, v, log_g, past, p=p, d_tile=d_tile, scale=d**-0.5, normalize=p % 2 == 0)
+        triton_decode.triton_step(q, k, v, log_g, past, p=p, d_tile=d_tile, scale=d**-0.5, normalize=p % 2 == 0)
 
 
 def main() -> None:
@@ -107,6 +106,7 @@ def main() -> None:
     JITFunction.run = compile_only(found)
     for p, d, e, d_tile, dtype, on_hopper in json.loads(sys.argv[1]):
         hopper.serves = lambda *_, on_hopper=on_hopper: on_hopper
+        triton_decode.starts_early = lambda _, on_hopper=on_hopper: on_hopper
         q, k, v = (torch.empty(1, 4096, 8, n, dtype=getattr(torch, dtype), device="meta") for n in (d, d, e))
         forward_launches(
             q, k, v, torch.empty(1, 4096, 8, device="meta"),

@@ -2,11 +2,15 @@
 
 With M = T * H / Hk queries a key/value head, and the programs of a state (`decode_tiling.split`):
 
-    step       reads   q, k, v, log_g of the new tokens; S, and z where normalised or moved on; the window's k, v, a
-               writes  fp32 partial sums [B, Hk, programs + 1, M, e + 1]; S and z, of a lazy state only where the window
-                       is full, else its new slots
-    combine    reads   the partial sums
+    step       reads   q, k, v, log_g of the new tokens; S, and z where normalised or moved on (a lazy state that moves
+                       on a second time, from the L2); the window's k, v, a
+               writes  fp32 partial sums [B, Hk, programs + 1, M, e + 1], and the decay since the state [B, Hk, M];
+                       S and z, of a lazy state only where the window is full, else its new slots
+    combine    reads   the partial sums and the decay
                writes  y [B, T, H, e] in q's dtype; of a lazy state count
+
+On devices of compute capability 9.0 and up `combine` is a programmatic dependent launch: its programs take their places
+while the last ones of `step` still run, and wait there for what those leave.
 
 A single query a head meets the state in float32. Several (GQA, more than one token) meet it in products of bfloat16
 operands (float32 for float32 inputs), as in prefill; so do the tokens of a window when they are moved into the state.
@@ -20,7 +24,7 @@ import torch
 import triton
 from torch import Tensor
 
-from powerbench.kernels.power.decode_tiling import WINDOW_TOKENS, packed_indices, split
+from powerbench.kernels.power.decode_tiling import WINDOW_TOKENS, packed_indices, piece, split, window_stages
 from powerbench.kernels.power.gates import LOG_GATE_MIN
 from powerbench.kernels.power.state import LazyState, PowerState
 from powerbench.kernels.power.step_kernel import combine_kernel, step_kernel
@@ -28,8 +32,7 @@ from powerbench.kernels.power.tiling import check_sizes
 from powerbench.kernels.power.triton_backend import contiguous_rows, operand_dtypes
 
 NUM_WARPS = 4
-NUM_STAGES = 3
-PARTS = 16  # partial sums that `combine` adds at once
+MAX_PARTS = 64  # partial sums that `combine` adds at once
 
 
 @torch.no_grad()
@@ -57,30 +60,41 @@ def triton_step(
     lazy = state if isinstance(state, LazyState) else None
     s, z = (x.flatten(0, 1) for x in (state if lazy is None else lazy.state))
     q, k, v = (contiguous_rows(x) for x in (q, k, v))
-    rows, tiles, programs = split(s.shape[1], e, B * heads)
     M = T * H // heads
+    rows, tiles, programs = split(s.shape[1], e, B * heads, M, lazy is not None)
     y = torch.empty(B, T, H, e, dtype=q.dtype, device=q.device)
     num = torch.empty(B * heads, programs + 1, M, e, dtype=torch.float32, device=q.device)
     den = torch.empty(B * heads, programs + 1, M, dtype=torch.float32, device=q.device) if normalize else None
+    since = torch.empty(B * heads, M, dtype=torch.float32, device=q.device)
     window = 0 if lazy is None else lazy.window
     slots = (None, None, None, None) if lazy is None else (lazy.k, lazy.v, lazy.a, lazy.count)
+    early = starts_early(q.device)
     with torch.cuda.device_of(q):
         step_kernel[(B * heads * (programs + M),)](
-            q, k, v, log_g, s, z, _rows_on(q.device, d, p, d_tile), *slots, num, den,
+            q, k, v, log_g, s, z, _rows_on(q.device, d, p, d_tile), *slots, num, den, since,
             s.shape[1], tiles, programs, window,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *((0, 0, 0) if log_g is None else log_g.stride()),
             s.stride(0), z.stride(0),
             HEADS=heads, GROUP=H // heads, T=T, TP=triton.next_power_of_2(T), M=M,
             MP=1 if M == 1 else max(16, triton.next_power_of_2(M)), P=p, HEAD=d, E=e, W=d_tile,
             GATED=log_g is not None, NORMALIZE=normalize, LAZY=lazy is not None, MIN=LOG_GATE_MIN, ROWS=rows,
-            BC=WINDOW_TOKENS, OP=operand_dtypes(q.dtype)[1], STAGES=NUM_STAGES, num_warps=NUM_WARPS,
+            PIECE=piece(rows, e), BT=WINDOW_TOKENS, STAGES=window_stages(d, e, q.element_size()),
+            OP=operand_dtypes(q.dtype)[1], EARLY=early, num_warps=NUM_WARPS,
         )  # fmt: skip
         combine_kernel[(B * heads * M,)](
-            num, den, y, slots[3], scale**p, programs + 1, window,
-            HEADS=heads, GROUP=H // heads, T=T, M=M, E=e, NORMALIZE=normalize, LAZY=lazy is not None, BP=PARTS,
-            num_warps=1,
+            num, den, since, y, slots[3], scale**p, programs, window,
+            HEADS=heads, GROUP=H // heads, T=T, M=M, E=e, NORMALIZE=normalize, LAZY=lazy is not None,
+            BP=min(MAX_PARTS, triton.next_power_of_2(programs + 1)), EARLY=early, num_warps=NUM_WARPS, launch_pdl=early,
         )  # fmt: skip
     return y
+
+
+@lru_cache(maxsize=16)
+def starts_early(device: torch.device) -> bool:
+    """Whether the device has programmatic dependent launches."""
+    if device.type != "cuda" or triton.knobs.runtime.interpret:
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @lru_cache(maxsize=32)

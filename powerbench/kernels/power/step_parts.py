@@ -1,0 +1,154 @@
+"""Decoding in Triton, the parts of `step_kernel`: phi, gates, and what a tile or a query does with the tokens."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from powerbench.kernels.power.attend import power
+from powerbench.kernels.power.expand import arrangements
+
+
+@triton.jit
+def index_of(b_rows, L: tl.constexpr):
+    """Index L of the packed tuples."""
+    return (b_rows >> (7 * L)) & 127
+
+
+@triton.jit
+def row_weight(b_rows, P: tl.constexpr, W: tl.constexpr):
+    """Multiplicity of the rows, float32."""
+    b_m = arrangements(
+        index_of(b_rows, 0) // W, index_of(b_rows, 1) // W, index_of(b_rows, 2) // W, index_of(b_rows, 3) // W, P
+    )
+    return b_m.to(tl.float32)
+
+
+@triton.jit
+def features(b_x, b_rows, P: tl.constexpr):
+    """phi [ROWS] of one token x [HEAD], float32; x as it was loaded, so that nothing waits for it before this."""
+    b_phi = tl.gather(b_x, index_of(b_rows, 0), 0).to(tl.float32)
+    for i in tl.static_range(1, P):
+        b_phi *= tl.gather(b_x, index_of(b_rows, i), 0).to(tl.float32)
+    return b_phi
+
+
+@triton.jit
+def features_of_many(p_x, m_x, b_rows, P: tl.constexpr):
+    """phi [N, ROWS] of the tokens at p_x [N], float32; 0 where m_x [N] is not set."""
+    b_phi = tl.load(p_x[:, None] + index_of(b_rows, 0)[None, :], mask=m_x[:, None], other=0.0).to(tl.float32)
+    for i in tl.static_range(1, P):
+        b_phi *= tl.load(p_x[:, None] + index_of(b_rows, i)[None, :], mask=m_x[:, None], other=0.0).to(tl.float32)
+    return b_phi
+
+
+@triton.jit
+def gates(
+    p_g, p_wa, count, stride_gt, stride_wa,
+    T: tl.constexpr, TP: tl.constexpr, GATED: tl.constexpr, LAZY: tl.constexpr, MIN: tl.constexpr,
+):  # fmt: skip
+    """Log gates of the new tokens, float32 [TP], and those of the window summed up."""
+    o_t = tl.arange(0, TP)
+    b_g = tl.zeros([TP], tl.float32)
+    a_0 = 0.0
+    if GATED:
+        b_g = tl.load(p_g + o_t * stride_gt, mask=o_t < T, other=0.0).to(tl.float32)
+        b_g = tl.where(o_t < T, tl.maximum(b_g, MIN), 0.0)
+    if LAZY:
+        a_0 = tl.load(p_wa + (count - 1) * stride_wa, mask=count > 0, other=0.0)
+    return b_g, a_0
+
+
+@triton.jit
+def read_tile(
+    b_num, b_den, b_s, b_z, b_rows, p_q, m_q, stride_qt, stride_qh,
+    GROUP: tl.constexpr, MP: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, W: tl.constexpr,
+    NORMALIZE: tl.constexpr, OP: tl.constexpr,
+):  # fmt: skip
+    """The partial sums plus a tile of the state, b_s [ROWS, E] and b_z [ROWS].
+
+    For one query they are [E] and a number, in float32; for more [MP, E] and [MP], products in dtype OP.
+    """
+    b_weight = row_weight(b_rows, P, W)
+    if MP == 1:
+        b_q = tl.load(p_q + tl.arange(0, HEAD))
+        b_phi = features(b_q, b_rows, P) * b_weight
+        b_num += tl.sum(b_phi[:, None] * b_s.to(tl.float32), 0)
+        if NORMALIZE:
+            b_den += tl.sum(b_phi * b_z, 0)
+    else:
+        o_m = tl.arange(0, MP)
+        b_phi = features_of_many(p_q + o_m // GROUP * stride_qt + o_m % GROUP * stride_qh, m_q, b_rows, P)
+        b_phi *= b_weight[None, :]
+        b_num = tl.dot(b_phi.to(OP), b_s.to(OP), b_num, input_precision="ieee")
+        if NORMALIZE:
+            b_den += tl.sum(b_phi * b_z[None, :], 1)
+    return b_num, b_den
+
+
+@triton.jit
+def add_window(
+    b_s, b_z, b_rows, p_wk, p_wv, p_wa, count, a_end, stride_wk, stride_wv, stride_wa,
+    P: tl.constexpr, E: tl.constexpr, BT: tl.constexpr, OP: tl.constexpr,
+):  # fmt: skip
+    """The tile plus the tokens of the window, decayed to a_end: float32 [ROWS, E] and [ROWS]."""
+    for j in tl.range(0, count, BT, num_stages=1):
+        o_j = j + tl.arange(0, BT)
+        m_j = o_j < count
+        b_a = tl.load(p_wa + o_j * stride_wa, mask=m_j, other=0.0)
+        b_w = tl.where(m_j, tl.exp(tl.where(m_j, a_end - b_a, 0.0)), 0.0)
+        # rows are the last dimension: those of neighbours pick neighbouring coordinates
+        b_phi = features_of_many(p_wk + o_j * stride_wk, m_j, b_rows, P) * b_w[:, None]  # [BT, ROWS]
+        b_v = tl.load(p_wv + o_j[:, None] * stride_wv + tl.arange(0, E)[None, :], mask=m_j[:, None], other=0.0)
+        b_s = tl.dot(tl.trans(b_phi).to(OP), b_v.to(OP), b_s, input_precision="ieee")
+        b_z += tl.sum(b_phi, 0)
+    return b_s, b_z
+
+
+@triton.jit
+def add_tokens(
+    b_s, b_z, b_rows, p_k, p_v, b_g, stride_kt, stride_vt,
+    T: tl.constexpr, TP: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr,
+):  # fmt: skip
+    """The tile plus the new tokens, decayed to the last of them: float32 [ROWS, E] and [ROWS]."""
+    for t in tl.static_range(T):
+        b_k = tl.load(p_k + t * stride_kt + tl.arange(0, HEAD))
+        b_phi = features(b_k, b_rows, P) * tl.exp(tl.sum(tl.where(tl.arange(0, TP) > t, b_g, 0.0), 0))
+        b_s += b_phi[:, None] * tl.load(p_v + t * stride_vt + tl.arange(0, E)).to(tl.float32)[None, :]
+        b_z += b_phi
+    return b_s, b_z
+
+
+@triton.jit
+def attend_tokens(
+    p_q, p_k, p_v, b_g, t, p_wk, p_wv, p_wa, count, a_t,
+    stride_kt, stride_vt, stride_wk, stride_wv, stride_wa,
+    TP: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, LAZY: tl.constexpr, BT: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Numerator [E] and denominator of the query of token t against the new tokens up to t and the window."""
+    o_d = tl.arange(0, HEAD)
+    o_e = tl.arange(0, E)
+    o_t = tl.arange(0, TP)
+    b_q = tl.load(p_q + o_d).to(tl.float32)
+    b_num = tl.zeros([E], tl.float32)
+    den = 0.0
+    for i in range(0, t + 1):
+        b_k = tl.load(p_k + i * stride_kt + o_d).to(tl.float32)
+        b_v = tl.load(p_v + i * stride_vt + o_e).to(tl.float32)
+        between = tl.sum(tl.where((o_t > i) & (o_t <= t), b_g, 0.0), 0)
+        weight = power(tl.sum(b_k * b_q, 0), P) * tl.exp(between)
+        b_num += weight * b_v
+        den += weight
+    if LAZY:
+        for j in tl.range(0, count, BT, num_stages=STAGES):
+            o_j = j + tl.arange(0, BT)
+            m_j = o_j < count
+            b_k = tl.load(p_wk + o_j[:, None] * stride_wk + o_d[None, :], mask=m_j[:, None], other=0.0)
+            b_v = tl.load(p_wv + o_j[:, None] * stride_wv + o_e[None, :], mask=m_j[:, None], other=0.0)
+            b_a = tl.load(p_wa + o_j * stride_wa, mask=m_j, other=0.0)
+            b_w = power(tl.sum(b_k.to(tl.float32) * b_q[None, :], 1), P) * tl.exp(tl.where(m_j, a_t - b_a, 0.0))
+            b_w = tl.where(m_j, b_w, 0.0)
+            b_num += tl.sum(b_w[:, None] * b_v.to(tl.float32), 0)
+            den += tl.sum(b_w, 0)
+    return b_num, den
