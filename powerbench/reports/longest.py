@@ -16,15 +16,26 @@ OTHERS = ("retention", "flex")  # families of other people's power attention
 
 @dataclass(frozen=True)
 class Rival:
-    """The fastest contestant of a kind, and how power attention stands against it: `8.0x faster than`."""
+    """The fastest contestant of a kind, and how much faster than it power attention is at one context.
+
+    sure: beyond the noise of all contexts that both share, as in `crossover`, so that tables and sentences agree.
+    """
 
     row: Row
-    stands: str
+    speedup: float
+    sure: bool
+
+    @property
+    def stands(self) -> str:
+        """`8.0x faster than`, `1.2x slower than` or `as fast as`; power attention is the subject."""
+        ratio = ratio_text(self.speedup)
+        return "as fast as" if ratio == "as fast" else f"{ratio} than"
 
     @property
     def text(self) -> str:
         """`8.0x faster than flash-4 (7.92 ms)`."""
-        return f"{self.stands} {self.row.kernel} ({significant(self.row.median_ms or 0.0)} ms)"
+        doubt = "" if self.sure or self.stands == "as fast as" else ", within the noise"
+        return f"{self.stands} {self.row.kernel} ({significant(self.row.median_ms or 0.0)} ms){doubt}"
 
 
 @dataclass(frozen=True)
@@ -65,21 +76,29 @@ class Longest:
 def longest(name: str, p: int, run: Run, group: Group, power: dict[int, Row], ctx: int) -> Longest:
     """The rows of one setting at one of power attention's contexts."""
 
-    def rival(families: tuple[str, ...], degree: int | None = None) -> Rival | None:
-        rows = best_of(group.curves, families, degree)
-        return Rival(rows[ctx], against(power, rows, ctx)) if ctx in rows else None
+    def fastest(families: tuple[str, ...], degree: int | None = None) -> Rival | None:
+        return rival(power, best_of(group.curves, families, degree), ctx)
 
     return Longest(
         name=name,
         run=run,
         p=p,
         power=power[ctx],
-        softmax=rival(SOFTMAX),
-        linear=rival(LINEAR),
-        window=rival(("window",), p),
-        others=rival(OTHERS, p),
+        softmax=fastest(SOFTMAX),
+        linear=fastest(LINEAR),
+        window=fastest(("window",), p),
+        others=fastest(OTHERS, p),
         flash=fastest_flash(group.curves, ctx),
     )
+
+
+def rival(ours: dict[int, Row], theirs: dict[int, Row], ctx: int) -> Rival | None:
+    """The other side at a context of ours; None where it was not measured there."""
+    if ctx not in theirs:
+        return None
+    between = compare(ours, theirs)
+    place = between.contexts.index(ctx)
+    return Rival(theirs[ctx], between.speedups[place], between.leads[place] != 0)
 
 
 def fastest_flash(curves: Sequence[Curve], ctx: int) -> Row | None:
@@ -91,17 +110,6 @@ def fastest_flash(curves: Sequence[Curve], ctx: int) -> Row | None:
 def label(row: Row) -> str:
     """The contestant's name in a sentence, for example `power-triton, p = 2`."""
     return Curve(row.kernel, row.p, row.family, {}).label
-
-
-def against(ours: dict[int, Row], theirs: dict[int, Row], ctx: int) -> str:
-    """At a shared context `8.0x faster than`, or `as fast as` where the difference is within the noise.
-
-    The noise is that of all their shared contexts together, as in `crossover`, so that tables and sentences agree.
-    """
-    between = compare(ours, theirs)
-    place = between.contexts.index(ctx)
-    ratio = ratio_text(between.speedups[place])
-    return "as fast as" if between.leads[place] == 0 or ratio == "as fast" else f"{ratio} than"
 
 
 def _text(rival: Rival | None) -> str:
