@@ -1,4 +1,4 @@
-"""The tool that makes what is published: its texts hold the numbers of whatever runs there are, or say what is missing."""
+"""What the tool publishes holds the numbers of whatever runs there are, or says what is missing."""
 
 from __future__ import annotations
 
