@@ -103,6 +103,18 @@ def test_findings_of_the_paper_suite(tmp_path):
     assert "| 2.73 (" in theirs
 
 
+def test_readme_speaks_of_decoding_as_soon_as_there_is_a_run(tmp_path):
+    found = [
+        measured("power-triton", LONG, 0.1, p=2, pass_="decode", flops=1e6, moved=1e6),
+        measured("sdpa-flash", LONG, 1.3, pass_="decode", flops=1e6, moved=1e6),
+    ]
+    said = " ".join(readme.parts(root(tmp_path, decode=found))["decoding"].split())
+    assert said.startswith(
+        "Decoding, bf16, d = 64, 8 heads, gated ([page](reports/decode.html), `powerbench sweep --suite"
+    )
+    assert "At context 64k and batch 1 power attention (p = 2) is 13.0x faster than softmax attention." in said
+
+
 def test_a_wrong_row_is_a_finding(tmp_path):
     wrong = msgspec.structs.replace(
         measured("flash-4", 1024, None, head_dim=16, status="wrong", message="wrong"), error=1.2, tolerance=0.02

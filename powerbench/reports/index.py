@@ -67,8 +67,7 @@ def index(runs: Sequence[Run]) -> str:
             found=found,
             columns=[telling(COLUMNS, one.longest) for one in found],
             entries=[[entry for entry in entries if entry.run.header.environment.device == one] for one in devices],
-            page={id(entry.run): entry for entry in entries},
-            id=id,
+            page={entry.run.path: entry for entry in entries},
             policy="default-src 'none'; style-src 'unsafe-inline'",
             style=asset("page.css") + asset("index.css"),
         )

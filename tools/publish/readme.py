@@ -190,7 +190,7 @@ def _decoding(published: Published) -> str:
     """A sentence a context, of the first setting that a run holds; nothing while there is no run."""
     for name in published.have("decoding"):
         run = published.runs[name]
-        for found in decode_tables(run)[:1]:
+        for found in [one for one in decode_tables(run) if one.sentences][:1]:
             said = " ".join(found.sentences)
             return paragraph(f"{found.name} ([page]({published.page(name)}), `{command(run)}`): {said}")
     return ""
