@@ -215,6 +215,23 @@ def report(runs: tuple[str, ...], output: str | None, static: str | None) -> Non
     click.echo("\n".join(written))
 
 
+@cli.command()
+@click.argument("runs", metavar="RUN.jsonl...", nargs=-1, required=True)
+@click.option("-o", "--output", metavar="DIR", default="reports", show_default=True, help="The folder of the pages.")
+def index(runs: tuple[str, ...], output: str) -> None:
+    """Write a page for each run file, and an index page that links them and says what they found."""
+    from powerbench.reports.index import write_index  # noqa: PLC0415
+    from powerbench.results.store import load  # noqa: PLC0415
+
+    loaded = [load(run) for run in runs]
+    _warn(f"{run.path}: {warning}" for run in loaded for warning in run.warnings)
+    try:
+        written = write_index(loaded, Path(output))
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
+    click.echo("\n".join(f"page: {path}" for path in written))
+
+
 cli.add_command(check)
 
 

@@ -104,6 +104,18 @@ def test_report(swept):
     assert list((folder / "figures").glob("*.svg"))
 
 
+def test_index(swept):
+    folder, _ = swept
+    done = powerbench("index", "run.jsonl", "-o", "pages", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["page: pages/run.html", "page: pages/index.html"]
+    assert 'href="run.html"' in (folder / "pages" / "index.html").read_text()
+    assert "power-torch" in (folder / "pages" / "run.html").read_text()
+    twice = powerbench("index", "run.jsonl", "run.jsonl", "-o", "pages", cwd=folder)
+    assert twice.returncode == 2
+    assert twice.stderr.startswith("powerbench: error: run.jsonl, run.jsonl: the page would be run.html")
+
+
 def test_sweep_does_not_overwrite_and_resume_measures_nothing_twice(swept):
     folder, _ = swept
     before = (folder / "run.jsonl").read_bytes()

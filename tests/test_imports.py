@@ -21,6 +21,7 @@ TORCH_FREE = [
     "powerbench.check.outputs.write", "powerbench.models", "powerbench.wsfr", "powerbench.reports.wsfr_choice",
     "powerbench.reports.wsfr_table", "powerbench.reports.wsfr",
     "powerbench.reports.frames", "powerbench.reports.show", "powerbench.reports.page", "powerbench.reports.static",
+    "powerbench.reports.index",
     "powerbench.kernels.power.feature_map", "powerbench.kernels.power.cost", "powerbench.kernels.power.choose",
     "powerbench.kernels.power.triton_cost", "powerbench.kernels.power.state_size",
     "powerbench.kernels.power.decode_cost", "powerbench.kernels.power.decode_tiling", "powerbench.reports.decoding",
@@ -47,7 +48,7 @@ ALLOWED = {
     "results": BASE | {"roofline", "device", "nvml"},
     "reports": BASE
     | {"check", "results", "roofline", "bootstrap", "crossover", "costmodel", "nvml", "datasheet", "models", "wsfr"}
-    | {"suites.grammar", "kernels.power.feature_map", "kernels.power.state_size"},
+    | {"suites", "kernels.power.feature_map", "kernels.power.state_size"},
     "check": BASE
     | {"results", "roofline", "crossover", "stopping", "reports", "suites", "kernels", "session", "turns"},
     "turns": set(),

@@ -75,9 +75,8 @@ def _group_answers(group: Group, name: str) -> list[Answer]:
             tried = [row for row in group.rows if row.family in POWER and row.p == p]
             result.append(Answer(name, p, (_nothing(f"power attention (p = {p})", tried),)))
             continue
-        subject = f"power attention (p = {p}, {_kernels(power)})"
         sentences = [
-            *_comparisons(subject, power, group),
+            *comparisons(p, power, group),
             *degree_sentence(p, power, group),
             *choice_sentence(power, group),
             *phase_sentence(power),
@@ -99,13 +98,17 @@ def _group_answers(group: Group, name: str) -> list[Answer]:
             *_partial(group, LINEAR, "linear attention"),
         ]
         predicted = [_predicted(power, group, families) for families in (SOFTMAX, LINEAR)]
-        said = tuple(_capital(sentence) for sentence in sentences)
+        said = tuple(capital(sentence) for sentence in sentences)
         result.append(Answer(name, p, said, tuple(sentence for sentence in predicted if sentence)))
     return result
 
 
-def _comparisons(subject: str, power: dict[int, Row], group: Group) -> list[str]:
-    """Against softmax and linear attention, those of them that were tried; without any its time alone."""
+def comparisons(p: int, power: dict[int, Row], group: Group) -> list[str]:
+    """Degree p, by its fastest rows, against softmax and linear attention, those of them that were tried.
+
+    Without any its time alone.
+    """
+    subject = f"power attention (p = {p}, {_kernels(power)})"
     rivals = {"softmax attention": SOFTMAX, "linear attention": LINEAR}
     tried = [what for what, families in rivals.items() if any(row.family in families for row in group.rows)]
     if not tried:
@@ -224,5 +227,6 @@ def _contexts(contexts: Sequence[int] | set[int] | dict[int, None]) -> str:
     return ", ".join(context_text(ctx) for ctx in sorted(contexts))
 
 
-def _capital(sentence: str) -> str:
+def capital(sentence: str) -> str:
+    """A sentence that begins with a capital letter."""
     return sentence[:1].upper() + sentence[1:]

@@ -39,7 +39,11 @@ def write_page(runs: Sequence[Run], path: Path) -> None:
 
     Raises ValueError without a run, OSError when the file cannot be written.
     """
-    text = page(runs)
+    write_text(path, page(runs))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, with its folder; it appears whole or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -62,33 +66,45 @@ def page(runs: Sequence[Run]) -> str:
         for number, parts in enumerate(zip(runs, all_rows, found, strict=True), start=1)
     ]
     scripts = [_inline("plotly-cartesian.min.js"), _own_script()]
-    environment = jinja2.Environment(
+    devices = dict.fromkeys(run.header.environment.device for run in runs)
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            title=f"Attention on {' and '.join(devices)}",
+            views=views,
+            versus=versus(views, look, payload, stills),
+            models=models(runs, payload, stills),
+            selectors=SELECTORS,
+            choices=choices(row for one in views for row in one.rows),
+            payload=payload,  # its text is asked for last, when the tables have added to it
+            facets=row_facets,
+            scripts=[Markup(script) for script in scripts],
+            policy=_policy(scripts),
+            style=asset("page.css"),
+        )
+    )
+
+
+def environment() -> jinja2.Environment:
+    """Where the templates are; whatever they are given is escaped."""
+    found = jinja2.Environment(
         loader=jinja2.PackageLoader("powerbench.reports"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        percent=percent_text, significant=significant, context=context_text, case_words=case_words
-    )
-    devices = dict.fromkeys(run.header.environment.device for run in runs)
-    return environment.get_template("page.html.j2").render(
-        title=f"Attention on {' and '.join(devices)}",
-        views=views,
-        versus=versus(views, look, payload, stills),
-        models=models(runs, payload, stills),
-        selectors=SELECTORS,
-        choices=choices(row for one in views for row in one.rows),
-        payload=payload,  # its text is asked for last, when the tables have added to it
-        facets=row_facets,
-        scripts=[Markup(script) for script in scripts],
-        policy=_policy(scripts),
-        style=Markup(_asset("page.css")),
-    )
+    found.filters.update(percent=percent_text, significant=significant, context=context_text, case_words=case_words)
+    return found
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> Markup:
+    """A style sheet or script of the package, as it is."""
+    return Markup(_text(name))
+
+
+def _text(name: str) -> str:
     return resources.files("powerbench.reports").joinpath("assets", name).read_text(encoding="utf-8")
 
 
@@ -100,7 +116,7 @@ def _own_script() -> str:
 
 def _inline(name: str) -> str:
     """A script's text that cannot end its own element."""
-    return _asset(name).replace("\r\n", "\n").replace("</script", "<\\/script")
+    return _text(name).replace("\r\n", "\n").replace("</script", "<\\/script")
 
 
 def _policy(scripts: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -25,22 +25,27 @@ from powerbench.results.model import Run
 FORMATS: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
-def write_static(runs: Sequence[Run], folder: Path) -> list[Path]:
+def write_static(
+    runs: Sequence[Run], folder: Path, *, only: str | None = None, formats: Collection[str] = tuple(FORMATS)
+) -> list[Path]:
     """Write every figure of every run, each as PNG, SVG and PDF, into `folder`, which is made; returns the files.
 
     Names begin with the setting, with several runs with the run's number; those of several runs together with all-runs
     or runN-against-run1, those of the weight-state ratio with wsfr and the model. A run without a time to trust gives
-    no figures of its own. Raises OSError when the folder cannot be written.
+    no figures of its own. only: the name of a single figure, without its suffix; formats: of FORMATS. Raises OSError
+    when the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, where, chart in _charts(runs):
+        if only not in (None, name):
+            continue
         # 42: fonts as TrueType, which journals ask for; 3 is matplotlib's own default
         with mpl.rc_context({"pdf.fonttype": 42, "svg.hashsalt": name}):
             drawn = figure(chart, f"{chart.title}: {where}" if where else chart.title)
-            for suffix, metadata in FORMATS.items():
+            for suffix in formats:
                 path = folder / f"{name}.{suffix}"
-                drawn.savefig(path, dpi=200, metadata=metadata or None)
+                drawn.savefig(path, dpi=200, metadata=FORMATS[suffix] or None)
                 written.append(path)
     return written
 
