@@ -95,6 +95,7 @@ def test_findings_of_the_paper_suite(tmp_path):
     assert "| `retention-triton`, H200 | 18.00 | 2.7x (49.15 ms) | 1.4x (24.58 ms), `flash-4` |" in parts["authors"]
     assert "ot measured yet" not in parts["authors"]
     assert "| forward, d = 64, 8 heads over 8 | 64k | 2112 | 0.800 | 1.00 | 1.25x slower |" in parts["windows"]
+    assert "takes 1.25 to 1.25 times as long as the window" in parts["windows"]
     assert "* Forward, bf16, d = 64: Power attention (p = 2, power-triton) beats" in parts["crossings"]
     assert "imply a crossing at about 19k at d = 64, 7k at d = 32" in parts["crossings"]
     ours, theirs = re.findall(r"\| `(?:power|retention)-triton` \| forward \| 64 \|.*", parts["utilization"])

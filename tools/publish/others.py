@@ -9,7 +9,7 @@ from powerbench.reports.curves import PASS_WORDS, SOFTMAX, best_of
 from powerbench.reports.headlines import wrong
 from powerbench.reports.rows import Row
 from powerbench.reports.text import significant
-from tools.publish.parts import item, table
+from tools.publish.parts import item, paragraph, table
 from tools.publish.runs import Published, command
 
 KINDS: tuple[tuple[tuple[str, ...], int | None], ...] = (
@@ -53,6 +53,8 @@ def fla(published: Published) -> str:
                     one = group.setting
                     shape = f"B = {batch}, T = {context_text(ctx)}, H = {one.heads}, d = {one.head_dim}"
                     lines.append([shape, PASS_WORDS[one.pass_].lower(), *map(_ms, rivals)])
+        if not lines:
+            continue
         heads = ["shape", "pass", "FLA, p = 1", "ours, p = 1", "ours, p = 2", "softmax attention"]
         return f"{table(heads, lines)}\n\n{sources(published, [name])}"
     return missing("fla-shapes")
@@ -65,7 +67,7 @@ def _ms(row: Row | None) -> str:
 def windows(published: Published) -> str:
     """Windows beside power attention of p = 2, at the longest context of each setting."""
     names: list[str] = []
-    lines = []
+    lines, times = [], []
     seen = set()
     for name in published.have("windows"):
         for group in published.groups(name):
@@ -76,6 +78,7 @@ def windows(published: Published) -> str:
                 ours, theirs, one = power[max(shared)], window[max(shared)], group.setting
                 ratio = (theirs.median_ms or 0.0) / (ours.median_ms or 1.0)
                 names.append(name)
+                times.append(1 / ratio)
                 lines.append([
                     f"{PASS_WORDS[one.pass_].lower()}, d = {one.head_dim}, {one.heads} heads over {one.kv_heads}",
                     context_text(ours.ctx), f"{theirs.window}", significant(theirs.median_ms or 0.0),
@@ -83,17 +86,9 @@ def windows(published: Published) -> str:
                 ])  # fmt: skip
     if not lines:
         return missing("degree")
-    heads = [
-        "setting",
-        "context",
-        "keys",
-        "window, ms",
-        "power attention, ms",
-        "power attention is",
-        "its MFU",
-        "window's",
-    ]
-    return f"{table(heads, lines)}\n\n{sources(published, names)}"
+    heads = ["setting", "context", "keys", "window, ms", "power, ms", "power attention is", "its MFU", "window's"]
+    said = f"Power attention takes {min(times):.2f} to {max(times):.2f} times as long as the window of equal state."
+    return "\n\n".join([table(heads, lines), paragraph(said), sources(published, names)])
 
 
 def wrong_rows(published: Published) -> str:
