@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 
@@ -281,3 +282,16 @@ def test_based_ledger_by_hand():
     assert forward.cost.executed_flops == heads * (2 * of_state + scores + values)
     assert backward.cost.executed_flops == heads * (5 * of_state + 4 * scores + 3 * values)
     assert backward.cost.useful_flops == 2 * forward.cost.useful_flops + heads * 2 * 8 * pairs
+
+
+def test_it_tunes_in_the_process_that_measures(fake_fla, monkeypatch):
+    """What FLA chose before, on whatever else the GPU did then, is not read back; unless the user wants it."""
+    install(monkeypatch, fla_core="0.6.0")
+    case = make_case("fla-simple-gla")
+    for kept, found in ((None, "0"), ("1", "1")):
+        monkeypatch.delenv("FLA_CACHE_RESULTS", raising=False)
+        if kept:
+            monkeypatch.setenv("FLA_CACHE_RESULTS", kept)
+        KERNELS["fla-simple-gla"].prepare(case)
+        assert os.environ["FLA_CACHE_RESULTS"] == found
+    monkeypatch.delenv("FLA_CACHE_RESULTS")

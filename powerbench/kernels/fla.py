@@ -8,7 +8,6 @@ what it costs, and a function of its own, with its own reference.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +19,7 @@ from powerbench.cost import Launch
 from powerbench.kernels.fla_decode import fla_decoding
 from powerbench.kernels.kernel import Forward, Inputs, Kernel, Support, no_params
 from powerbench.kernels.ledger import based_launches, linear_launches, linear_workspace_bytes
-from powerbench.kernels.packages import NEEDS_CUDA, import_problem, installed_version
+from powerbench.kernels.packages import NEEDS_CUDA, import_problem, installed_version, load
 from powerbench.kernels.power.reference import attention_rows
 from powerbench.problem import Case, Params, Pass, Problem
 
@@ -74,7 +73,7 @@ def _backward_refusal() -> str | None:
 
 def _prepare_linear(case: Case) -> Forward:
     """Raises ImportError where FLA is not installed."""
-    attention = importlib.import_module("fla.ops.linear_attn").chunk_linear_attn
+    attention = load("fla.ops.linear_attn").chunk_linear_attn
     scale = case.problem.head_dim**-0.5
 
     def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tensor | None) -> torch.Tensor:
@@ -86,7 +85,7 @@ def _prepare_linear(case: Case) -> Forward:
 
 def _prepare_simple_gla(case: Case) -> Forward:
     """Raises ImportError where FLA is not installed."""
-    attention = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
+    attention = load("fla.ops.simple_gla").chunk_simple_gla
     scale = case.problem.head_dim**-0.5
 
     def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tensor | None) -> torch.Tensor:
@@ -125,7 +124,7 @@ def _based_unsupported(case: Case, device_type: str) -> str | None:
 
 def _prepare_based(case: Case) -> Forward:
     """Raises ImportError where FLA is not installed."""
-    attention = importlib.import_module("fla.ops.based").fused_chunk_based
+    attention = load("fla.ops.based").fused_chunk_based
 
     def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tensor | None) -> torch.Tensor:
         y: torch.Tensor = attention(q, k, v)  # scaled by 1/sqrt(d) and normalised by default

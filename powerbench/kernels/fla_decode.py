@@ -5,13 +5,13 @@ Every step begins from the same state and returns the next one in new memory, as
 
 from __future__ import annotations
 
-import importlib
 from functools import partial
 
 import torch
 
 from powerbench.cost import Cost, Launch
 from powerbench.kernels.kernel import Decoder, Decoding, Inputs
+from powerbench.kernels.packages import load
 from powerbench.kernels.power.torch_decode import sum_up
 from powerbench.problem import Case
 
@@ -25,7 +25,7 @@ def fla_decoding(gated: bool) -> Decoding:
 
 def _prepare(gated: bool, case: Case, inputs: Inputs) -> Decoder:
     """Raises ImportError where FLA is not installed."""
-    recurrent = importlib.import_module("fla.ops.simple_gla").fused_recurrent_simple_gla
+    recurrent = load("fla.ops.simple_gla").fused_recurrent_simple_gla
     B, _, heads, d = inputs.k.shape
     e = inputs.v.shape[3]
     log_g = inputs.log_g if gated else None

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 NEEDS_CUDA = "needs a CUDA device"
+
+# By which packages are told not to keep on disk what they chose when they tuned. FLA's choice of a day when the GPU was
+# busy ran at half its speed on an H200, and would have gone on doing so.
+TUNE_ANEW = {"FLA_CACHE_RESULTS": "0"}
 
 
 def installed_version(*distributions: str) -> str | None:
@@ -21,10 +26,17 @@ def installed_version(*distributions: str) -> str | None:
     return None
 
 
+def load(module: str) -> ModuleType:
+    """Import a package's module, which then tunes in this process unless the user has said otherwise."""
+    for name, value in TUNE_ANEW.items():
+        os.environ.setdefault(name, value)
+    return importlib.import_module(module)
+
+
 def import_problem(distribution: str, module: str) -> str | None:
     """Why `module` of an installed distribution does not import, in one line; None: it does."""
     try:
-        importlib.import_module(module)
+        load(module)
     except Exception as error:  # other people's module: a missing library, an unknown GPU, another torch's ABI
         lines = str(error).strip().splitlines() or [""]
         return f"{distribution} does not import: {type(error).__name__}: {lines[0]}"
