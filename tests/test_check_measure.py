@@ -57,7 +57,7 @@ def repository(tmp_path):
     (entry / "entry_points.txt").write_text("[powerbench.kernels]\nmine = mine:MINE\n")
     (folder / "suite.toml").write_text(SUITE)
     git(folder, "init", "-q")
-    for seconds in ("0.03", "0.3"):
+    for seconds in ("0.02", "0.14"):
         (folder / "mine.py").write_text(KERNEL.format(seconds=seconds))
         git(folder, "add", ".")
         git(folder, "commit", "-qm", f"sleeps {seconds} s")
@@ -66,11 +66,11 @@ def repository(tmp_path):
 
 def test_a_slower_commit_is_caught_and_nothing_is_left_behind(repository):
     args = ["--suite", "suite.toml", "--device", "cpu", "--rounds", "1", "--keep", "kept", "--json", "-"]
-    done = check("--against", "HEAD~1", *args, cwd=repository)
+    done = check("--against", "HEAD~1", *args, cwd=repository, OMP_NUM_THREADS="1")
     assert done.returncode == 1, done.stderr + done.stdout
     found = json.loads(done.stdout)
     assert [case["verdict"] for case in found["cases"]] == ["regression"] * 2
-    assert all(3 < case["ratio"] < 20 for case in found["cases"]), "0.3 s against 0.03 s: each side ran its own code"
+    assert all(3 < case["ratio"] < 10 for case in found["cases"]), "0.14 s against 0.02 s: each side ran its own code"
     assert found["baseline"] == git(repository, "rev-parse", "--short=12", "HEAD~1")
     order = [[line.split()[i] for i in (1, 4)] for line in done.stderr.splitlines()]
     assert order == [["baseline-1", "new-1"], ["new-2", "baseline-2"]]
@@ -81,7 +81,7 @@ def test_a_slower_commit_is_caught_and_nothing_is_left_behind(repository):
 
 def test_calibration_of_this_machine(repository):
     args = ["--suite", "suite.toml", "--device", "cpu", "--rounds", "1", "--noise", "noise.json"]
-    done = check("--calibrate", *args, cwd=repository)
+    done = check("--calibrate", *args, cwd=repository, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].endswith("2 runs of one code")
     found = json.loads((repository / "noise.json").read_text())
@@ -93,7 +93,7 @@ def test_calibration_of_this_machine(repository):
 
 def test_a_baseline_measured_now(repository):
     args = ["--suite", "suite.toml", "--device", "cpu", "--baseline-dir", "baselines"]
-    assert check(*args, "--update-baseline", cwd=repository).returncode == 0
+    assert check(*args, "--update-baseline", cwd=repository, OMP_NUM_THREADS="1").returncode == 0
     (baseline,) = (repository / "baselines").glob("*.jsonl")
     assert "mine/" in baseline.read_text()
 

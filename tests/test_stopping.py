@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from powerbench.cli import sweep
 from powerbench.results.model import Round
-from powerbench.stopping import ROUND_SAMPLES, Stopping, relative_error
+from powerbench.stopping import ROUND_SAMPLES, VISITS, Stopping, relative_error
 
 RULE = Stopping()
 
@@ -88,3 +89,9 @@ def test_retakes():
     assert not RULE.retake(capped, [])
     assert RULE.retake(slow, [slow] * (RULE.max_retakes - 1))
     assert not RULE.retake(slow, [slow] * RULE.max_retakes)
+
+
+def test_the_help_of_sweep_knows_the_number_of_visits():
+    """The command line does not import this module for its help."""
+    (visits,) = [option for option in sweep.params if option.name == "visits"]
+    assert visits.help.endswith(f"[{VISITS}].")

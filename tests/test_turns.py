@@ -18,7 +18,7 @@ from powerbench.turns import Turns
 name, number, fate, path = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 turns = Turns.of_environment()
 turns.take()
-child = subprocess.Popen(["sleep", "60"], close_fds=False) if fate == "child" else None
+child = subprocess.Popen(["sleep", "60"], close_fds=False, stdout=subprocess.DEVNULL) if fate == "child" else None
 print("ready", flush=True)
 for _ in range(number):
     with open(path, "a") as file:

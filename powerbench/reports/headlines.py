@@ -166,7 +166,8 @@ def _utilization(table: Sequence[Longest]) -> list[Statement]:
         low, high = (pick(lines, key=lambda line: line.of_flash or 0.0) for pick in (min, max))
         said = [line.utilization for line in ((low,) if low is high else (low, high))]
         best = percent_text(high.of_flash or 0.0)
-        shares = best if low is high else f"{percent_text(low.of_flash or 0.0)} to {best}"
+        least = percent_text(low.of_flash or 0.0)
+        shares = best if least == best else f"{least} to {best}"
         text = f"{shares} of FlashAttention's own MFU: {'; '.join(said)}."
         statements.append(Statement(f"{words}, p = {p}", text, high.run))
     return statements
