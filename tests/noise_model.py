@@ -19,7 +19,7 @@ from powerbench.results.model import Measurement, Run
 from powerbench.results.store import load
 from tests import runs
 
-RESULTS = Path(__file__).parents[1] / "results"
+ROOT = Path(__file__).parents[1]
 CASES = 50
 CONTROLS = 10  # of these: contestants that are not on trial
 
@@ -36,7 +36,7 @@ class Series:
 def observed(folder: str, kernels: str = "") -> list[Series]:
     """Of all cases of the runs in results/<folder> whose kernel's name begins so; without their outliers."""
     found = []
-    for path in sorted((RESULTS / folder).glob("*.jsonl")):
+    for path in sorted((ROOT / "results" / folder).glob("*.jsonl")):
         for one in load(path).measurements:
             if one.status == "ok" and one.case.kernel.startswith(kernels) and len(one.visits[0]) >= 5:
                 logs = np.log(one.visits[0])  # a series is what was sampled without a break
@@ -47,11 +47,16 @@ def observed(folder: str, kernels: str = "") -> list[Series]:
     return found
 
 
+def repeats() -> list[Run]:
+    """Five runs of one commit and suite on one H200, one after the other; docs/measuring.md judges by them."""
+    return [load(path) for path in sorted((ROOT / "docs" / "runs" / "agreement").glob("h200-[1-5].jsonl"))]
+
+
 def observed_between() -> float:
-    """Root mean square log ratio of what two published H200 runs measured both, of power-triton: runs of one code."""
+    """Root mean square log ratio of what two of the repeats measured both, of power-triton."""
     medians: dict[str, list[float]] = {}
-    for path in sorted((RESULTS / "h200").glob("*.jsonl")):
-        for one in load(path).measurements:
+    for run in repeats():
+        for one in run.measurements:
             if one.status == "ok" and one.case.kernel == "power-triton":
                 medians.setdefault(one.case_id, []).append(math.log(np.median(one.samples_ms)))
     ratios = [b - a for same in medians.values() for i, a in enumerate(same) for b in same[i + 1 :]]
