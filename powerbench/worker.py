@@ -153,9 +153,9 @@ def serve(connection: Connection, output: str, setup: Setup) -> None:
 def _keep_memory() -> None:
     """On glibc: memory that was freed is not given back to the system, but used again by the next call.
 
-    Else a large tensor is either mapped anew on every call, page by page at about a microsecond each, or taken from
-    memory at hand, and which of the two depends on the sizes freed before: the same call takes 18 ms in one process and
-    25 ms in another, or changes over after a second. A GPU has its caching allocator.
+    Else a large tensor is either mapped anew on every call, page by page, or taken from memory at hand, and which it is
+    depends on the sizes freed before: the same call is then slower in one process than in another, or changes over
+    after a second. A GPU has its caching allocator.
     """
     m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
