@@ -74,11 +74,13 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--kernels", help="families or rows")
     parser.add_argument("--rounds", type=int, default=4, help="A B B A at most so often [4]")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="where the run files stay, a folder for each trial")
     arguments = parser.parse_args()
-    measuring = Measuring(arguments.suite, arguments.device, arguments.kernels, None, print)
     statuses: Counter[int] = Counter()
     planted: Counter[str] = Counter()
     for trial in range(arguments.runs):
+        kept = arguments.keep / f"trial-{trial + 1}" if arguments.keep else None
+        measuring = Measuring(arguments.suite, arguments.device, arguments.kernels, kept, print)
         with TemporaryDirectory(prefix="powerbench-trial-") as folder:
             old, new = (this_tree(Path(folder) / name) for name in ("baseline", "new"))
             if arguments.planted:
@@ -88,6 +90,9 @@ def main() -> None:
         power = [case.verdict for case in comparison.cases if case.case_id.startswith("power-")]
         planted.update(power)
         print(f"trial {trial + 1}: status {comparison.exit_status}, {comparison.summary}; power: {', '.join(power)}")
+        for case in comparison.cases:
+            if case.verdict != "ok":
+                print(f"  {case.case_id}: {case.verdict}, {case.ratio} ({case.low} to {case.high}) {case.reason}")
         for note in comparison.notes:
             print(f"  {note}")
     print(f"exit statuses of {arguments.runs} trials: {dict(sorted(statuses.items()))}")
