@@ -4,7 +4,8 @@ The state of one sequence and key/value head is read in tiles of `rows` rows, se
 many programs stream at once where the batch is small and few partial sums are written where it is large. A program asks
 memory for a whole tile before it does anything else. An H200's multiprocessor must have about 30 KB on the way at any
 time, and programs spend most of theirs otherwise: four or five tiles of 32 KB beside each other have room to spare.
-Sizes are chosen from these figures and from registers as compiled, not tuned.
+Sizes are chosen from these figures and from registers as compiled; those for one query were measured on an H200, at
+d = e = 64 (docs/kernel-notes.md).
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ import numpy as np
 
 from powerbench.kernels.power.feature_map import feature_map
 
-READ_ELEMENTS = 8192  # of a tile that is read for one query: 64 registers a thread of four warps
-MOVED_ELEMENTS = 4096  # of one that is also moved on, or meets the queries as a matrix
+READ_ELEMENTS = 8192  # of a tile that one query meets: 64 registers a thread of four warps
+MOVED_ELEMENTS = 4096  # of one that meets several queries, as a matrix
 MANY_QUERIES = 16  # beyond, their sums take registers too
 PIECE_ELEMENTS = 2048  # of a lazy state's tile, moved on at once: few registers, because this is seldom
 MAX_ROWS = 128  # one a thread, which makes phi of it
 MANY_ROWS = 64  # where phi of 16 tokens or queries has to stay in registers at once
 MIN_ROWS = 16  # what a product takes
 MAX_TILES = 4  # a program: enough that its partial sums are little beside what it reads
+LAZY_TILES = 2  # likewise for one query and a lazy state: the tiles of a program are moved on one after another
 PROGRAMS = 8192  # wanted before a program takes more than one tile
-LEAST_PROGRAMS = 264  # two for each multiprocessor of an H200: below, tiles are halved
+LEAST_PROGRAMS = 132  # one for each multiprocessor of an H200: below, tiles are halved
 WINDOW_TOKENS = 16  # of the KV window at once: what a product takes
 WINDOW_BYTES = 16384  # of the KV window on the way to a query: all of 64 tokens at d = e = 64 in bfloat16
 INDEX_BITS = 7  # head dimensions of the Triton backend go up to 128
@@ -40,14 +42,14 @@ class Split(NamedTuple):
 
 def split(dim: int, e: int, heads: int, queries: int, lazy: bool) -> Split:
     """For states of `dim` rows and e columns; `heads`: batch times key/value heads, `queries`: of one of these."""
-    elements = READ_ELEMENTS if lazy and queries == 1 else MOVED_ELEMENTS
+    elements = READ_ELEMENTS if queries == 1 else MOVED_ELEMENTS
     elements = elements if queries <= MANY_QUERIES else PIECE_ELEMENTS
     most = MAX_ROWS if queries == 1 else MANY_ROWS
     rows = max(MIN_ROWS, min(most, elements // e, 1 << (dim - 1).bit_length()))
     while rows > 2 * MIN_ROWS and -(-dim // rows) * heads < LEAST_PROGRAMS:
         rows //= 2
     number = -(-dim // rows)
-    tiles = min(MAX_TILES, max(1, number * heads // PROGRAMS))
+    tiles = min(LAZY_TILES if lazy and queries == 1 else MAX_TILES, max(1, number * heads // PROGRAMS))
     return Split(rows, tiles, -(-number // tiles))
 
 
