@@ -18,13 +18,17 @@ from powerbench.suites import Suite
 # A prediction, for the plan and the ETA only: what share of the roof a kernel may be expected to reach.
 ASSUMED_ROOF_FRACTION = 0.25
 
+# What a visit takes whatever the call: reference, gate, capture, the rests before samples, re-check. Likewise only for
+# plan and ETA; of the runs under results/h200 whose 900 visits took 760 s, and of a two-core machine.
+VISIT_SECONDS = {"cuda": 0.65, "cpu": 0.25}
+
 
 @dataclass(frozen=True)
 class PlannedCase:
     """A case before it runs. `reason`: why it will be skipped. Seconds and bytes are predictions, for one call.
 
-    `phases`: its launches will be timed one by one, too. `visits`: which of its visits are still to be made, each
-    until `stopping` says that it is enough.
+    `fixed_seconds`: of each visit, whatever a call takes. `phases`: its launches will be timed one by one, too.
+    `visits`: which of its visits are still to be made, each until `stopping` says that it is enough.
     """
 
     case: Case
@@ -34,6 +38,7 @@ class PlannedCase:
     call_seconds: float
     memory_bytes: int
     own_bytes: int = 0  # of these, what it does not share with the other contestants of its problem
+    fixed_seconds: float = 0.0
     phases: bool = False
     sequence_bytes: int | None = None  # of a decode case: what the kernel keeps of one sequence
     visits: tuple[int, ...] = (0,)
@@ -56,7 +61,7 @@ class PlannedCase:
         """
         if self.reason:
             return 0.0
-        seconds = self.call_seconds * 3 + self.stopping.expected_seconds(self.call_seconds)
+        seconds = self.fixed_seconds + self.call_seconds * 3 + self.stopping.expected_seconds(self.call_seconds)
         if self.times_phases(visit):
             number = len(self.launches)
             part = self.call_seconds / number
@@ -108,7 +113,10 @@ def _plan_case(case: Case, kernel: Kernel, device: Device, ceilings: Ceilings, p
     apart = phases and kernel.phases is not None and not decoding
     own, shared = _own_bytes(case, kernel), _shared_bytes(case)
     kept = decoding.sequence_bytes(case) if decoding else None
-    return PlannedCase(case, kernel, None, launches, call_seconds, own + shared, own, apart, sequence_bytes=kept)
+    return PlannedCase(
+        case, kernel, None, launches, call_seconds, own + shared, own, VISIT_SECONDS[device.type], apart,
+        sequence_bytes=kept,
+    )  # fmt: skip
 
 
 def _shared_bytes(case: Case) -> int:

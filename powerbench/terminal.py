@@ -19,6 +19,8 @@ from powerbench.roofline import ABOVE_ROOF_TOLERANCE
 if TYPE_CHECKING:
     from powerbench.plan import PlannedCase
 
+TRUSTED_SECONDS = 20.0
+
 
 def duration(seconds: float) -> str:
     """For people: 850 ms, 12 s, 3 min 20 s."""
@@ -57,7 +59,11 @@ def _phases_timed(measurement: Measurement) -> str:
 
 
 class Watcher:
-    """The runner's observer on standard error. Its ETA scales the predicted times by how the past ones came out."""
+    """The runner's observer on standard error. Its ETA scales the predicted times by how the past ones came out.
+
+    The first cases bear the start of the measuring process and all that compiles: `TRUSTED_SECONDS` of the prediction
+    count as if they had come out as predicted, so that those do not stand for the rest.
+    """
 
     def __init__(self, planned: Sequence[PlannedCase], console: Console) -> None:
         self.console = console
@@ -75,7 +81,7 @@ class Watcher:
     def eta(self) -> str:
         """Time left, from the predictions and how far they were off so far."""
         elapsed = time.monotonic() - self.start
-        correction = elapsed / self.predicted_done if self.predicted_done > 0 else 1.0
+        correction = (elapsed + TRUSTED_SECONDS) / (self.predicted_done + TRUSTED_SECONDS)
         return duration(max(0.0, self.predicted_left * correction))
 
     def __enter__(self) -> Watcher:

@@ -26,7 +26,11 @@ CONTROLS = 10  # of these: contestants that are not on trial
 
 @dataclass(frozen=True)
 class Series:
-    """What one published case shows: number of samples, standard deviation of their logs, correlation of neighbours."""
+    """What one published case shows: number of samples, standard deviation of their logs, correlation of neighbours.
+
+    The number is of all visits, because the stopping rule asks for so many together; the others are of one visit, whose
+    samples were taken without a break.
+    """
 
     n: int
     sd: float
@@ -39,11 +43,11 @@ def observed(folder: str, kernels: str = "") -> list[Series]:
     for path in sorted((ROOT / "results" / folder).glob("*.jsonl")):
         for one in load(path).measurements:
             if one.status == "ok" and one.case.kernel.startswith(kernels) and len(one.visits[0]) >= 5:
-                logs = np.log(one.visits[0])  # a series is what was sampled without a break
+                logs = np.log(one.visits[0])
                 quarter = (np.quantile(logs, 0.75) - np.quantile(logs, 0.25)) / 1.349
                 kept = logs[np.abs(logs - np.median(logs)) <= max(6 * quarter, 1e-4)]
                 neighbours = np.corrcoef(kept[:-1], kept[1:])[0, 1] if len(kept) > 20 else 0.0
-                found.append(Series(len(logs), float(kept.std()), float(np.clip(neighbours, 0.0, 0.97))))
+                found.append(Series(len(one.samples_ms), float(kept.std()), float(np.clip(neighbours, 0.0, 0.97))))
     return found
 
 

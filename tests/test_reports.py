@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from powerbench.problem import Params
-from powerbench.reports.answers import answers, gaps
+from powerbench.reports.answers import _contexts, answers, gaps
 from powerbench.reports.crossovers import crossover_table
 from powerbench.reports.curves import groups
 from powerbench.reports.frames import tidy
@@ -291,7 +291,15 @@ def test_contexts_that_the_other_side_lacks_are_said():
     slow = [runs.measurement("sdpa-cpu", ctx, 500.0, flops=1e9) for ctx in (1024, 2048)]
     text = answers(runs.run(kept + slow, header))[0].text
     assert "beats softmax attention (sdpa-cpu) at every measured context (1k..2k)" in text
-    assert "No time to trust for softmax attention at 4k, 8k, 16k: sdpa-cpu: above the roof: 121 % of the meas" in text
+    assert "No time to trust for softmax attention at 4k..16k: sdpa-cpu: above the roof: 121 % of the meas" in text
+
+
+def test_contexts_in_a_row_are_a_range():
+    """In a row among those measured: 3k is not missing between 2k and 4k where nobody measured it."""
+    measured = [1024 * n for n in (1, 2, 4, 8, 16, 32)]
+    assert _contexts({32768, 1024, 4096, 2048}, measured) == "1k..4k, 32k"
+    assert _contexts({1024, 2048, 8192}, measured) == "1k, 2k, 8k"
+    assert _contexts(measured, measured) == "1k..32k"
 
 
 def test_the_faster_of_a_pair_stands_first():

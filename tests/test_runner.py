@@ -10,6 +10,7 @@ import sys
 import time
 import weakref
 from contextlib import closing
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -516,6 +517,25 @@ def test_the_line_of_a_case_knows_its_floor():
         Watcher([item], printed).finished(item, row, 0)
         assert said in printed.file.getvalue()
         assert ("invalid" in printed.file.getvalue()) == said.startswith("invalid")
+
+
+def test_the_eta_is_not_that_of_the_first_case(monkeypatch):
+    """Which starts the process and compiles; later ones correct the prediction by how they came out."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    (one,) = plan(SUITE, [fake("a")], CPU, CEILINGS)
+    items = [replace(one, fixed_seconds=1.0 - one.total_seconds + one.fixed_seconds) for _ in range(200)]
+    assert items[0].total_seconds == pytest.approx(1.0)
+    watcher = Watcher(items, Console(file=io.StringIO()))
+    assert watcher.eta() == "3 min 20 s"
+    row = Measurement(case=one.case, status="ok", samples_ms=(1.0,) * 5, error=1e-6)
+    now = 12.0
+    watcher.finished(items[0], row, 0)
+    assert watcher.eta() == "5 min 03 s", "199 s are left by the plan: half as long again, not twelve times"
+    for _ in range(100):
+        now += 3.0
+        watcher.finished(items[0], row, 0)
+    assert watcher.eta() == "4 min 32 s", "99 s are left by the plan, and the others took three times as long"
 
 
 def test_plan_leaves_out_what_is_done():

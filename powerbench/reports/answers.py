@@ -7,7 +7,7 @@ of what was not tried there is nothing to say.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
@@ -57,7 +57,7 @@ def gaps(group: Group) -> str | None:
         return None
     everywhere = {row.ctx for row in group.rows}
     parts = [
-        f"{label} ({word})" if set(contexts) == everywhere else f"{label} at {_contexts(contexts)} ({word})"
+        f"{label} ({word})" if set(contexts) == everywhere else f"{label} at {_contexts(contexts, everywhere)} ({word})"
         for (label, word), contexts in why.items()
     ]
     return f"Without a number to trust: {'; '.join(parts)}."
@@ -164,12 +164,13 @@ def _predicted(power: dict[int, Row], group: Group, families: tuple[str, ...]) -
 
 def _sentence_where(what: str, power: dict[int, Row], group: Group, holds: Callable[[Row], bool]) -> list[str]:
     """What has to be known of the times compared, and of which of them; nothing where it holds for none."""
+    measured = {row.ctx for row in group.rows}
     where: dict[str, list[int]] = defaultdict(list)
     for side in (power, best_of(group.curves, SOFTMAX), best_of(group.curves, LINEAR)):
         for ctx, row in side.items():
             if holds(row) and ctx not in where[_label(row)]:
                 where[_label(row)].append(ctx)
-    named = [f"{label} at {_contexts(contexts)}" for label, contexts in where.items() if contexts]
+    named = [f"{label} at {_contexts(contexts, measured)}" for label, contexts in where.items() if contexts]
     return [f"{what}: {'; '.join(named)}."] if named else []
 
 
@@ -193,7 +194,10 @@ def _partial(group: Group, families: tuple[str, ...], what: str, p: int | None =
     have = best_of(group.curves, families, p)
     tried = [row for row in group.rows if row.family in families and p in (None, row.p)]
     missing = [row for row in tried if row.ctx not in have]
-    return [_nothing(f"{what} at {_contexts({row.ctx for row in missing})}", missing)] if have and missing else []
+    if not have or not missing:
+        return []
+    where = _contexts({row.ctx for row in missing}, {row.ctx for row in group.rows})
+    return [_nothing(f"{what} at {where}", missing)]
 
 
 def _nothing(what: str, tried: Sequence[Row]) -> str:
@@ -223,8 +227,22 @@ def _label(row: Row) -> str:
     return Curve(row.kernel, row.p, row.family, {}).label
 
 
-def _contexts(contexts: Sequence[int] | set[int] | dict[int, None]) -> str:
-    return ", ".join(context_text(ctx) for ctx in sorted(contexts))
+def _contexts(contexts: Collection[int], measured: Collection[int]) -> str:
+    """1k, 4k..16k: three or more that follow each other among the measured ones are a range."""
+    runs: list[list[int]] = [[]]
+    for ctx in sorted(measured):
+        if ctx in contexts:
+            runs[-1].append(ctx)
+        elif runs[-1]:
+            runs.append([])
+    parts = [
+        f"{context_text(run[0])}..{context_text(run[-1])}" if len(run) > 2 else _listed(run) for run in runs if run
+    ]
+    return ", ".join(parts)
+
+
+def _listed(contexts: Sequence[int]) -> str:
+    return ", ".join(map(context_text, contexts))
 
 
 def capital(sentence: str) -> str:
