@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -73,6 +74,13 @@ def presets() -> dict[str, Model]:
     """The presets by name, in the order of models.toml: by size."""
     tables = tomllib.loads(_PRESETS.read_text(encoding="utf-8"))
     return {name: _checked({"name": name, **table}, "models.toml") for name, table in tables.items()}
+
+
+@cache
+def named_after(heads: int, kv_heads: int, head_dim: int) -> tuple[str, ...]:
+    """The presets whose attention layers have this shape, by size."""
+    shape = (heads, kv_heads, head_dim)
+    return tuple(name for name, one in presets().items() if shape == (one.heads, one.kv_heads, one.head_dim))
 
 
 def chosen(name_or_file: str | None, shape: Mapping[str, int]) -> Model:
