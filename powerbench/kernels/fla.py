@@ -21,9 +21,10 @@ from powerbench.kernels.kernel import Forward, Inputs, Kernel, Support, no_param
 from powerbench.kernels.ledger import based_launches, linear_launches, linear_workspace_bytes
 from powerbench.kernels.packages import NEEDS_CUDA, import_problem, installed_version, load
 from powerbench.kernels.power.reference import attention_rows
+from powerbench.kernels.tuning import tuned_for
 from powerbench.problem import Case, Params, Pass, Problem
 
-PACKAGE = "flash-linear-attention"
+PACKAGE, MODULES = "flash-linear-attention", "fla"
 # No GQA: chunk_fwd_o takes k's heads from q and lets only v have more (grouped values, not grouped queries).
 INSTALL = "pip install powerbench[fla]"
 SUPPORT = Support(INSTALL, ("bf16", "fp16", "fp32"), grouped=False)
@@ -77,6 +78,7 @@ def _prepare_linear(case: Case) -> Forward:
     scale = case.problem.head_dim**-0.5
 
     def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tensor | None) -> torch.Tensor:
+        tuned_for(MODULES, case.problem)
         y: torch.Tensor = attention(q, k, v, scale=scale, normalize=False)[0]  # its default is normalize=True
         return y
 
@@ -89,6 +91,7 @@ def _prepare_simple_gla(case: Case) -> Forward:
     scale = case.problem.head_dim**-0.5
 
     def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tensor | None) -> torch.Tensor:
+        tuned_for(MODULES, case.problem)
         y: torch.Tensor = attention(q, k, v, g=log_g, scale=scale)[0]
         return y
 
@@ -127,6 +130,7 @@ def _prepare_based(case: Case) -> Forward:
     attention = load("fla.ops.based").fused_chunk_based
 
     def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tensor | None) -> torch.Tensor:
+        tuned_for(MODULES, case.problem)
         y: torch.Tensor = attention(q, k, v)  # scaled by 1/sqrt(d) and normalised by default
         return y
 

@@ -13,6 +13,7 @@ from powerbench.cost import Cost, Launch
 from powerbench.kernels.kernel import Decoder, Decoding, Inputs
 from powerbench.kernels.packages import load
 from powerbench.kernels.power.torch_decode import sum_up
+from powerbench.kernels.tuning import tuned_for
 from powerbench.problem import Case
 
 FILL_TOKENS = 4096  # of a sequence that are summed up at once, when its state is made ready
@@ -41,6 +42,7 @@ def _prepare(gated: bool, case: Case, inputs: Inputs) -> Decoder:
         v.copy_(inputs.v[:, -1:])
 
     def step() -> torch.Tensor:
+        tuned_for("fla", case.problem)
         y: torch.Tensor = recurrent(inputs.q, k, v, g=g, scale=d**-0.5, initial_state=state, output_final_state=True)[0]
         return y
 

@@ -11,8 +11,7 @@ from typing import Any
 
 NEEDS_CUDA = "needs a CUDA device"
 
-# By which packages are told not to keep on disk what they chose when they tuned. FLA's choice of a day when the GPU was
-# busy ran at half its speed on an H200, and would have gone on doing so.
+# By which packages are told not to keep on disk what they chose when they tuned: on another day, the GPU was perhaps busy.
 TUNE_ANEW = {"FLA_CACHE_RESULTS": "0"}
 
 
