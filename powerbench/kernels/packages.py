@@ -11,7 +11,7 @@ from typing import Any
 
 NEEDS_CUDA = "needs a CUDA device"
 
-# By which packages are told not to keep on disk what they chose when they tuned: on another day, the GPU was perhaps busy.
+# By which packages are told not to keep on disk what they chose when they tuned: the GPU may have been busy that day.
 TUNE_ANEW = {"FLA_CACHE_RESULTS": "0"}
 
 
