@@ -31,7 +31,7 @@ def on_an_h200(kernel):
 
 def planned(name):
     suite = load(name).on("cuda")
-    ceilings = load_run(ROOT / "results/h200/context.jsonl").ceilings
+    ceilings = load_run(ROOT / "results/h200/crossover.jsonl").ceilings
     kernels = [on_an_h200(kernel) for kernel in select(suite.kernels)]
     items = plan(suite, kernels, H200, ceilings, visits=VISITS)
     return [item for item in items if item.reason is None and item.memory_bytes <= H200.memory_bytes]
