@@ -27,6 +27,8 @@ MAX_TILES = 4  # a program: enough that its partial sums are little beside what 
 LAZY_TILES = 2  # likewise for one query and a lazy state: the tiles of a program are moved on one after another
 PROGRAMS = 8192  # wanted before a program takes more than one tile
 LEAST_PROGRAMS = 132  # one for each multiprocessor of an H200: below, tiles are halved
+RESIDENT_PROGRAMS = 660  # stand beside each other on an H200 at once: five on each multiprocessor
+FRONT_SEQUENCES = 2
 WINDOW_TOKENS = 16  # of the KV window at once: what a product takes
 WINDOW_BYTES = 16384  # of the KV window on the way to a query: all of 64 tokens at d = e = 64 in bfloat16
 INDEX_BITS = 7  # head dimensions of the Triton backend go up to 128
@@ -51,6 +53,11 @@ def split(dim: int, e: int, heads: int, queries: int, lazy: bool) -> Split:
     number = -(-dim // rows)
     tiles = min(LAZY_TILES if lazy and queries == 1 else MAX_TILES, max(1, number * heads // PROGRAMS))
     return Split(rows, tiles, -(-number // tiles))
+
+
+def front_sequences(batch: int, programs: int) -> int:
+    """How many sequences the first programs of a lazy step move on; `programs`: those of one sequence."""
+    return FRONT_SEQUENCES if batch * programs > RESIDENT_PROGRAMS else 0
 
 
 def piece(rows: int, e: int) -> int:

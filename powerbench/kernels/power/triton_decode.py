@@ -24,7 +24,14 @@ import torch
 import triton
 from torch import Tensor
 
-from powerbench.kernels.power.decode_tiling import WINDOW_TOKENS, packed_indices, piece, split, window_stages
+from powerbench.kernels.power.decode_tiling import (
+    WINDOW_TOKENS,
+    front_sequences,
+    packed_indices,
+    piece,
+    split,
+    window_stages,
+)
 from powerbench.kernels.power.gates import LOG_GATE_MIN
 from powerbench.kernels.power.state import LazyState, PowerState
 from powerbench.kernels.power.step_kernel import combine_kernel, step_kernel
@@ -32,6 +39,7 @@ from powerbench.kernels.power.tiling import check_sizes
 from powerbench.kernels.power.triton_backend import contiguous_rows, operand_dtypes
 
 NUM_WARPS = 4
+FOLD_TOKENS = 16
 MAX_PARTS = 64  # partial sums that `combine` adds at once
 
 
@@ -69,17 +77,19 @@ def triton_step(
     window = 0 if lazy is None else lazy.window
     slots = (None, None, None, None) if lazy is None else (lazy.k, lazy.v, lazy.a, lazy.count)
     early = starts_early(q.device)
+    front = 0 if lazy is None else front_sequences(B, heads * (programs + M))
     with torch.cuda.device_of(q):
-        step_kernel[(B * heads * (programs + M),)](
+        step_kernel[(front * heads * programs + B * heads * (programs + M),)](
             q, k, v, log_g, s, z, _rows_on(q.device, d, p, d_tile), *slots, num, den, since,
-            s.shape[1], tiles, programs, window,
+            B, s.shape[1], tiles, programs, window,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *((0, 0, 0) if log_g is None else log_g.stride()),
             s.stride(0), z.stride(0),
             HEADS=heads, GROUP=H // heads, T=T, TP=triton.next_power_of_2(T), M=M,
             MP=1 if M == 1 else max(16, triton.next_power_of_2(M)), P=p, HEAD=d, E=e, W=d_tile,
             GATED=log_g is not None, NORMALIZE=normalize, LAZY=lazy is not None, MIN=LOG_GATE_MIN, ROWS=rows,
-            PIECE=piece(rows, e), BT=WINDOW_TOKENS, STAGES=window_stages(d, e, q.element_size()),
-            OP=operand_dtypes(q.dtype)[1], EARLY=early, num_warps=NUM_WARPS,
+            PIECE=piece(rows, e), FOLD=FOLD_TOKENS, BT=WINDOW_TOKENS, STAGES=window_stages(d, e, q.element_size()),
+            OP=operand_dtypes(q.dtype)[1], FRONT=front, BP=triton.next_power_of_2(B) if front else 1,
+            EARLY=early, num_warps=NUM_WARPS,
         )  # fmt: skip
         combine_kernel[(B * heads * M,)](
             num, den, since, y, slots[3], scale**p, programs, window,
