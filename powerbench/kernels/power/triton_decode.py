@@ -25,8 +25,10 @@ import triton
 from torch import Tensor
 
 from powerbench.kernels.power.decode_tiling import (
+    FOLD_TOKENS,
     WINDOW_TOKENS,
     front_sequences,
+    most_registers,
     packed_indices,
     piece,
     split,
@@ -39,7 +41,6 @@ from powerbench.kernels.power.tiling import check_sizes
 from powerbench.kernels.power.triton_backend import contiguous_rows, operand_dtypes
 
 NUM_WARPS = 4
-FOLD_TOKENS = 16
 MAX_PARTS = 64  # partial sums that `combine` adds at once
 
 
@@ -69,7 +70,7 @@ def triton_step(
     s, z = (x.flatten(0, 1) for x in (state if lazy is None else lazy.state))
     q, k, v = (contiguous_rows(x) for x in (q, k, v))
     M = T * H // heads
-    rows, tiles, programs = split(s.shape[1], e, B * heads, M, lazy is not None)
+    rows, tiles, programs = split(s.shape[1], e, B * heads, M, lazy is not None, s.element_size())
     y = torch.empty(B, T, H, e, dtype=q.dtype, device=q.device)
     num = torch.empty(B * heads, programs + 1, M, e, dtype=torch.float32, device=q.device)
     den = torch.empty(B * heads, programs + 1, M, dtype=torch.float32, device=q.device) if normalize else None
@@ -90,6 +91,7 @@ def triton_step(
             PIECE=piece(rows, e), FOLD=FOLD_TOKENS, BT=WINDOW_TOKENS, STAGES=window_stages(d, e, q.element_size()),
             OP=operand_dtypes(q.dtype)[1], FRONT=front, BP=triton.next_power_of_2(B) if front else 1,
             EARLY=early, num_warps=NUM_WARPS,
+            maxnreg=most_registers(e, M, lazy is not None, s.element_size(), q.element_size()),
         )  # fmt: skip
         combine_kernel[(B * heads * M,)](
             num, den, since, y, slots[3], scale**p, programs, window,
