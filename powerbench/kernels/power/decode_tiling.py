@@ -27,7 +27,9 @@ MIN_ROWS = 16  # what a product takes
 MAX_TILES = 4  # a program: enough that its partial sums are little beside what it reads
 LAZY_TILES = 2  # likewise for one query and a lazy state: the tiles of a program are moved on one after another
 RESIDENT_PROGRAMS = 660  # beside each other on an H200 at once: five on each multiprocessor
-FRONT_SEQUENCES = 2  # of ages as they come one in `window` is due a step, and those at the end of the grid are in the way
+FRONT_SEQUENCES = (
+    2  # of ages as they come one in `window` is due a step, and those at the end of the grid are in the way
+)
 FOLD_TOKENS = 16  # moved into a piece at once: what a product takes; 32 spill registers
 LAZY_REGISTERS = 96  # five programs on a multiprocessor; without the bound ptxas takes up to 110, for as little
 WIDE_REGISTERS = 128  # for tiles of 256 rows, whose addresses would be spilled: four programs

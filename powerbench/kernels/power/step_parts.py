@@ -52,15 +52,15 @@ def tokens_of(
 
     Made where they are used: made once for all, they would be kept in registers while a tile is read.
     """
-    p_g, p_wk, p_wv, p_wa = g_ptr, wk_ptr, wv_ptr, wa_ptr
-    if GATED:
-        p_g += i_b * stride_gb + i_h * stride_gh
-    if LAZY:
-        p_wk += (i_b * window * HEADS + i_h) * HEAD  # windows are contiguous: [B, window, Hk, ...]
-        p_wv += (i_b * window * HEADS + i_h) * E
-        p_wa += i_b * window * HEADS + i_h
     p_k = k_ptr + i_b * stride_kb + i_h * stride_kh
     p_v = v_ptr + i_b * stride_vb + i_h * stride_vh
+    p_g, p_wk, p_wv, p_wa = p_k, p_k, p_k, p_k  # where there are none nothing is read, but None cannot be returned
+    if GATED:
+        p_g = g_ptr + i_b * stride_gb + i_h * stride_gh
+    if LAZY:
+        p_wk = wk_ptr + (i_b * window * HEADS + i_h) * HEAD  # windows are contiguous: [B, window, Hk, ...]
+        p_wv = wv_ptr + (i_b * window * HEADS + i_h) * E
+        p_wa = wa_ptr + i_b * window * HEADS + i_h
     return p_k, p_v, p_g, p_wk, p_wv, p_wa
 
 
