@@ -4,6 +4,12 @@
 query each, and attend to the window and the new tokens, none of which is in the state yet; where the window is not full
 they put the new tokens into it, in slots that no program reads. The others take some tiles of the state's rows each and
 leave partial sums of phi(q)^T S; where the state moves on they also write the tiles back, with the tokens added.
+
+The fold of a tile is one long chain, and a step would wait for those that begin late. So the first programs, FRONT *
+HEADS * splits of them, take the places of others: of those of the last FRONT sequences that are due, found from the
+counts. Programs whose place is taken drop what they have read, which may be half moved on; they need the counts only
+where they are due.
+
 `combine_kernel` decays the sums over the state by the gates since, adds all up in a fixed order, divides, and counts
 the window's tokens.
 
@@ -59,7 +65,7 @@ def step_kernel(
             pid = (i_due * HEADS + pid // splits % HEADS) * (M + splits) + M + pid % splits
         else:
             pid -= ahead
-        pid = tl.max(tl.zeros([32], tl.int32) + pid, 0)
+        pid = tl.max(tl.zeros([32], tl.int32) + pid, 0)  # of 32 equal ones: in a register that a warp shares
     i_bh = (pid // (M + splits)).to(tl.int64)  # offsets times strides are int64
     i_part = pid % (M + splits)
     i_b = i_bh // HEADS

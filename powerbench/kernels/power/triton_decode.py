@@ -9,6 +9,8 @@ With M = T * H / Hk queries a key/value head, and the programs of a state (`deco
     combine    reads   the partial sums and the decay
                writes  y [B, T, H, e] in q's dtype; of a lazy state count
 
+The first programs of a lazy `step` may take places of others (`decode_tiling.front_sequences`): the same bits.
+
 On devices of compute capability 9.0 and up `combine` is a programmatic dependent launch: its programs take their places
 while the last ones of `step` still run, and wait there for what those leave.
 
