@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 from power_inputs import make_inputs, relative_error  # noqa: E402
 
 from powerbench import LazyState, PowerState, fold_lazy_state, power_attention, power_attention_step  # noqa: E402
-from powerbench.kernels.power import decode_tiling  # noqa: E402
+from powerbench.kernels.power import decode_tiling, triton_decode  # noqa: E402
 from powerbench.kernels.power.feature_map import feature_map, tspow_dim  # noqa: E402
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-4 if DEVICE == "cpu" else 5e-3}
@@ -136,6 +136,79 @@ def test_sequences_of_different_age():
     assert relative_error(got.state.s, end.state.s) < 1e-6
 
 
+class FrontOnly:
+    """`step_kernel` launched with its first programs only: what those do alone."""
+
+    def __init__(self, kernel, programs):
+        self.kernel, self.programs = kernel, programs
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.kernel[(self.programs(options),)](*args, **options)
+
+
+def aged(inputs, counts, window, dtype=torch.float32):
+    """A lazy state after 6 tokens, and what the windows hold next: `counts` tokens of each sequence."""
+    _, start = power_attention(*part(inputs, 0, 6), p=2, d_tile=4, return_state=True, backend="torch")
+    state = LazyState.begin(PowerState(start.s.to(dtype), start.z), 16, inputs[0].dtype, window)
+    state.count.copy_(torch.tensor(counts))
+    for b, n in enumerate(counts):
+        state.k[b, :n], state.v[b, :n] = inputs[1][b, 6 : 6 + n], inputs[2][b, 6 : 6 + n]
+        state.a[b, :n] = inputs[3][b, 6 : 6 + n].cumsum(0)
+    return state
+
+
+@pytest.mark.parametrize("front", [1, 2, 7])
+@pytest.mark.parametrize(("size", "kv_heads"), [(1, 2), (1, 1), (3, 2)])
+@pytest.mark.parametrize("due", ["", "1", "4", "03", "24", "014", "123", "01234"])
+def test_who_folds_first_changes_no_bit(monkeypatch, due, size, kv_heads, front):
+    """Some of five sequences are due: by the first programs or not, each is moved on once, before its tile is read."""
+    window = 5
+    inputs = cast(make_inputs(14, d=16, e=16, heads=2, kv_heads=kv_heads, batch=5), torch.float32)
+    counts = [window - size if str(b) in due else max(0, window - size - 1 - b % 2) for b in range(5)]
+    found = []
+    for backend, sequences in (("torch", 0), ("triton", 0), ("triton", front)):
+        monkeypatch.setattr(triton_decode, "front_sequences", lambda *_, n=sequences: n)
+        state = aged(inputs, counts, window)
+        y, state = power_attention_step(
+            *part(inputs, 12 - size, 12), state, p=2, d_tile=4, in_place=True, backend=backend
+        )
+        found.append((y, state))
+    (want, end), (y, got), (first, moved) = found
+    assert relative_error(y, want) < TOLERANCE[torch.float32]
+    assert relative_error(got.state.s, end.state.s) < TOLERANCE[torch.float32]
+    assert torch.equal(first, y)
+    assert torch.equal(moved.state.s, got.state.s)
+    assert torch.equal(moved.state.z, got.state.z)
+    assert moved.count.tolist() == got.count.tolist() == end.count.tolist()
+
+
+@pytest.mark.parametrize(("front", "due", "taken"), [(2, "", ""), (2, "2", "2"), (2, "013", "13"), (1, "03", "3")])
+def test_the_first_programs_take_the_last_that_are_due(monkeypatch, front, due, taken):
+    inputs = cast(make_inputs(14, d=16, e=16, heads=2, kv_heads=2, batch=4), torch.float32)
+    counts = [3 if str(b) in due else b % 3 for b in range(4)]
+    heads, programs = 2, decode_tiling.split(tspow_dim(16, 2, 4), 16, 8, 1, True).programs
+    assert programs > 1
+    monkeypatch.setattr(triton_decode, "front_sequences", lambda *_: front)
+    kernel = FrontOnly(triton_decode.step_kernel, lambda options: options["FRONT"] * heads * programs)
+    monkeypatch.setattr(triton_decode, "step_kernel", kernel)
+    state = aged(inputs, counts, 4)
+    before = state.state.s.clone()
+    power_attention_step(*part(inputs, 9, 10), state, p=2, d_tile=4, in_place=True, backend="triton")
+    assert "".join(str(b) for b in range(4) if not torch.equal(state.state.s[b], before[b])) == taken
+
+
+def test_first_programs_only_where_not_all_run_at_once():
+    assert decode_tiling.front_sequences(1, 8 * 73) == 0
+    assert decode_tiling.front_sequences(4, 8 * 19) == 0
+    assert decode_tiling.front_sequences(16, 8 * 19) == decode_tiling.FRONT_SEQUENCES
+
+
+def test_a_lazy_state_in_16_bits_is_read_in_as_many_bytes():
+    wide, narrow = (decode_tiling.split(2304, 64, 512, 1, True, itemsize) for itemsize in (4, 2))
+    assert narrow.rows == 2 * wide.rows
+    assert decode_tiling.split(2304, 64, 512, 1, False, 2) == decode_tiling.split(2304, 64, 512, 1, False, 4)
+
+
 def test_any_strides():
     inputs = cast(make_inputs(5, d=16, e=16, heads=2, kv_heads=2, batch=2), torch.float32)
     _, state = power_attention(*part(inputs, 0, 4), p=2, d_tile=4, return_state=True, backend="torch")
@@ -167,13 +240,13 @@ def test_refuses_what_the_kernels_lack(d, dtype, named):
         power_attention_step(*inputs[:3], p=2, backend="triton")
 
 
-@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize(("lazy", "itemsize"), [(False, 4), (True, 4), (True, 2)])
 @pytest.mark.parametrize("queries", [1, 4, 64])
 @pytest.mark.parametrize(
     ("dim", "e", "heads"), [(2304, 64, 8), (2304, 64, 512), (2304, 64, 2048), (16, 16, 1), (2080, 128, 33)]
 )
-def test_a_split_covers_the_state(dim, e, heads, queries, lazy):
-    cut = decode_tiling.split(dim, e, heads, queries, lazy)
+def test_a_split_covers_the_state(dim, e, heads, queries, lazy, itemsize):
+    cut = decode_tiling.split(dim, e, heads, queries, lazy, itemsize)
     covered = cut.rows * cut.tiles
     assert covered * (cut.programs - 1) < dim <= covered * cut.programs
     assert cut.rows % decode_tiling.piece(cut.rows, e) == 0

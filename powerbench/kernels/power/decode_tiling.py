@@ -16,17 +16,27 @@ import numpy as np
 
 from powerbench.kernels.power.feature_map import feature_map
 
-READ_ELEMENTS = 8192  # of a tile that one query meets: 64 registers a thread of four warps
+READ_ELEMENTS = 8192  # of a tile that one query meets: 64 registers a thread of four warps, 32 KB; of a lazy state
+# in 16 bits twice as many, which take as many registers and are as many bytes on the way
 MOVED_ELEMENTS = 4096  # of one that meets several queries, as a matrix
 MANY_QUERIES = 16  # beyond, their sums take registers too
 PIECE_ELEMENTS = 2048  # of a lazy state's tile, moved on at once: few registers, because this is seldom
-MAX_ROWS = 128  # one a thread, which makes phi of it
+MAX_ROWS = 128  # one a thread, which makes phi of it; of a lazy state in 16 bits two
 MANY_ROWS = 64  # where phi of 16 tokens or queries has to stay in registers at once
 MIN_ROWS = 16  # what a product takes
 MAX_TILES = 4  # a program: enough that its partial sums are little beside what it reads
 LAZY_TILES = 2  # likewise for one query and a lazy state: the tiles of a program are moved on one after another
+RESIDENT_PROGRAMS = 660  # beside each other on an H200 at once: five on each multiprocessor
+FRONT_SEQUENCES = (
+    2  # of ages as they come one in `window` is due a step, and those at the end of the grid are in the way
+)
+FOLD_TOKENS = 16  # moved into a piece at once: what a product takes; 32 spill registers
+LAZY_REGISTERS = 96  # five programs on a multiprocessor; without the bound ptxas takes up to 110, for as little
+WIDE_REGISTERS = 128  # for tiles of 256 rows, whose addresses would be spilled: four programs
 PROGRAMS = 8192  # wanted before a program takes more than one tile
 LEAST_PROGRAMS = 132  # one for each multiprocessor of an H200: below, tiles are halved
+RESIDENT_PROGRAMS = 660  # stand beside each other on an H200 at once: five on each multiprocessor
+FRONT_SEQUENCES = 2
 WINDOW_TOKENS = 16  # of the KV window at once: what a product takes
 WINDOW_BYTES = 16384  # of the KV window on the way to a query: all of 64 tokens at d = e = 64 in bfloat16
 INDEX_BITS = 7  # head dimensions of the Triton backend go up to 128
@@ -40,17 +50,35 @@ class Split(NamedTuple):
     programs: int
 
 
-def split(dim: int, e: int, heads: int, queries: int, lazy: bool) -> Split:
-    """For states of `dim` rows and e columns; `heads`: batch times key/value heads, `queries`: of one of these."""
-    elements = READ_ELEMENTS if queries == 1 else MOVED_ELEMENTS
+def split(dim: int, e: int, heads: int, queries: int, lazy: bool, itemsize: int = 4) -> Split:
+    """For states of `dim` rows, e columns, itemsize bytes; `heads`: batch times key/value heads, `queries`: of one."""
+    wide = 4 // itemsize if lazy else 1
+    elements = READ_ELEMENTS * wide if queries == 1 else MOVED_ELEMENTS
     elements = elements if queries <= MANY_QUERIES else PIECE_ELEMENTS
-    most = MAX_ROWS if queries == 1 else MANY_ROWS
+    most = MAX_ROWS * wide if queries == 1 else MANY_ROWS
     rows = max(MIN_ROWS, min(most, elements // e, 1 << (dim - 1).bit_length()))
     while rows > 2 * MIN_ROWS and -(-dim // rows) * heads < LEAST_PROGRAMS:
         rows //= 2
     number = -(-dim // rows)
     tiles = min(LAZY_TILES if lazy and queries == 1 else MAX_TILES, max(1, number * heads // PROGRAMS))
     return Split(rows, tiles, -(-number // tiles))
+
+
+def front_sequences(batch: int, programs: int) -> int:
+    """How many sequences the first programs of a lazy step can move on; `programs`: those of one sequence.
+
+    None where all programs run at once: there a fold begins at once anyway. Else a constant, whatever the batch and the
+    window: they take the due sequences that stand last, and of the others' folds most are done before the last tile is
+    read. Where all are due, all the others fold as they would without, and two are read twice.
+    """
+    return FRONT_SEQUENCES if batch * programs > RESIDENT_PROGRAMS else 0
+
+
+def most_registers(e: int, queries: int, lazy: bool, itemsize: int, token_itemsize: int) -> int | None:
+    """Bound on a thread's registers, where a step was compiled with it and spilled none; itemsize: of the state."""
+    if not lazy or queries > 1 or e > 64 or token_itemsize > 2:
+        return None
+    return LAZY_REGISTERS if itemsize == 4 else WIDE_REGISTERS
 
 
 def piece(rows: int, e: int) -> int:

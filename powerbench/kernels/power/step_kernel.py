@@ -4,6 +4,12 @@
 query each, and attend to the window and the new tokens, none of which is in the state yet; where the window is not full
 they put the new tokens into it, in slots that no program reads. The others take some tiles of the state's rows each and
 leave partial sums of phi(q)^T S; where the state moves on they also write the tiles back, with the tokens added.
+
+The fold of a tile is one long chain, and a step would wait for those that begin late. So the first programs, FRONT *
+HEADS * splits of them, take the places of others: of those of the last FRONT sequences that are due, found from the
+counts. Programs whose place is taken drop what they have read, which may be half moved on; they need the counts only
+where they are due.
+
 `combine_kernel` decays the sums over the state by the gates since, adds all up in a fixed order, divides, and counts
 the window's tokens.
 
@@ -20,49 +26,65 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerbench.kernels.power.step_parts import add_tokens, add_window, attend_tokens, gates, read_tile
+from powerbench.kernels.power.step_parts import (
+    add_tokens,
+    attend_tokens,
+    due_after,
+    due_from_the_end,
+    gates,
+    read_tile,
+    sum_tokens,
+    tokens_of,
+)
 
 
 @triton.jit
 def step_kernel(
     q_ptr, k_ptr, v_ptr, g_ptr, s_ptr, z_ptr, rows_ptr, wk_ptr, wv_ptr, wa_ptr, count_ptr, num_ptr, den_ptr, since_ptr,
-    dim, tiles, splits, window,
+    batch, dim, tiles, splits, window,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     stride_gb, stride_gt, stride_gh, stride_s, stride_z,
     HEADS: tl.constexpr, GROUP: tl.constexpr, T: tl.constexpr, TP: tl.constexpr, M: tl.constexpr, MP: tl.constexpr,
     P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr, GATED: tl.constexpr,
     NORMALIZE: tl.constexpr, LAZY: tl.constexpr, MIN: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr,
-    BT: tl.constexpr, STAGES: tl.constexpr, OP: tl.constexpr, EARLY: tl.constexpr,
+    FOLD: tl.constexpr, BT: tl.constexpr, STAGES: tl.constexpr, OP: tl.constexpr, FRONT: tl.constexpr,
+    BP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One query against the tokens; or, in the later programs, `tiles` tiles of one state for M = T * GROUP queries."""
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     pid = tl.program_id(0)
+    front = False
+    if FRONT > 0:
+        ahead = FRONT * HEADS * splits
+        front = pid < ahead
+        if front:
+            i_due = due_from_the_end(pid // (HEADS * splits), count_ptr, batch, window, T, BP)
+            if i_due < 0:
+                return
+            pid = (i_due * HEADS + pid // splits % HEADS) * (M + splits) + M + pid % splits
+        else:
+            pid -= ahead
+        pid = tl.max(tl.zeros([32], tl.int32) + pid, 0)  # of 32 equal ones: in a register that a warp shares
     i_bh = (pid // (M + splits)).to(tl.int64)  # offsets times strides are int64
     i_part = pid % (M + splits)
     i_b = i_bh // HEADS
     i_h = i_bh % HEADS
     p_q = q_ptr + i_b * stride_qb + i_h * GROUP * stride_qh
-    p_k = k_ptr + i_b * stride_kb + i_h * stride_kh
-    p_v = v_ptr + i_b * stride_vb + i_h * stride_vh
-    p_g = g_ptr
-    if GATED:
-        p_g += i_b * stride_gb + i_h * stride_gh
-    p_wk, p_wv, p_wa = wk_ptr, wv_ptr, wa_ptr
-    if LAZY:
-        p_wk += (i_b * window * HEADS + i_h) * HEAD  # windows are contiguous: [B, window, Hk, ...]
-        p_wv += (i_b * window * HEADS + i_h) * E
-        p_wa += i_b * window * HEADS + i_h
     i_sum = i_bh * (splits + 1) * M  # partial sums [splits + 1, M]: those over the tokens come first
-    count = 0
     o_d = tl.arange(0, HEAD)
     o_e = tl.arange(0, E)
     o_t = tl.arange(0, TP)
 
     if i_part < M:
         t = i_part // GROUP
+        count = 0
         if LAZY:
             count = tl.load(count_ptr + i_b)
+        p_k, p_v, p_g, p_wk, p_wv, p_wa = tokens_of(
+            i_b, i_h, k_ptr, v_ptr, g_ptr, wk_ptr, wv_ptr, wa_ptr, window,
+            stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh, HEADS, HEAD, E, GATED, LAZY,
+        )  # fmt: skip
         b_g, a_0 = gates(p_g, p_wa, count, stride_gt, HEADS, T, TP, GATED, LAZY, MIN)
         a_t = a_0 + tl.sum(tl.where(o_t <= t, b_g, 0.0), 0)
         p_query = p_q + t * stride_qt + i_part % GROUP * stride_qh
@@ -89,15 +111,15 @@ def step_kernel(
         else:
             b_num = tl.zeros([MP, E], tl.float32)
             b_den = tl.zeros([MP], tl.float32)
+        count = 0
         p_s = s_ptr + i_bh * stride_s
         p_z = z_ptr + i_bh * stride_z
-        i_sum += (i_part - M + 1) * M
         first = (i_part - M) * tiles * ROWS
         last = tl.minimum(first + tiles * ROWS, dim)
         for i in tl.range(first, last, ROWS, num_stages=1):
             o_row = i + tl.arange(0, ROWS)
-            m_row = o_row < dim  # of rows beyond, phi is not 0, but S and z are read as 0
-            p_tile = p_s + o_row.to(tl.int64)[:, None] * E + o_e[None, :]
+            m_row = tl.arange(0, ROWS) < dim - i  # of rows beyond, phi is not 0, but S and z are read as 0
+            p_tile = p_s + tl.cast(i, tl.int64) * E + (tl.arange(0, ROWS)[:, None] * E + o_e[None, :])
             b_s = tl.load(p_tile, mask=m_row[:, None], other=0.0)
             b_rows = tl.load(rows_ptr + o_row, mask=m_row, other=0)
             b_z = tl.zeros([ROWS], tl.float32)
@@ -109,6 +131,10 @@ def step_kernel(
                 b_num, b_den, b_s, b_z, b_rows, p_q, m_q, stride_qt, stride_qh, GROUP, MP, P, HEAD, W, NORMALIZE, OP
             )
             if not LAZY:
+                p_k, p_v, p_g, p_wk, p_wv, p_wa = tokens_of(
+                    i_b, i_h, k_ptr, v_ptr, g_ptr, wk_ptr, wv_ptr, wa_ptr, window,
+                    stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh, HEADS, HEAD, E, GATED, LAZY,
+                )  # fmt: skip
                 b_g, _ = gates(p_g, p_wa, count, stride_gt, HEADS, T, TP, GATED, LAZY, MIN)
                 b_s = b_s.to(tl.float32) * tl.exp(tl.sum(b_g, 0))
                 b_z *= tl.exp(tl.sum(b_g, 0))
@@ -116,6 +142,11 @@ def step_kernel(
                 tl.debug_barrier()  # several warps may hold a row of z: none may read it after another has written it
                 tl.store(p_tile, b_s.to(s_ptr.dtype.element_ty), mask=m_row[:, None])
                 tl.store(p_z + o_row, b_z, mask=m_row)
+        if FRONT > 0:
+            if (not front) & (count + T >= window):  # one of the first programs may be moving this tile on already
+                if due_after(i_b, count_ptr, batch, window, T, BP) < FRONT:
+                    return
+        i_sum += (i_part - M + 1) * M
         if MP == 1:
             tl.store(num_ptr + i_sum * E + o_e, b_num)
             if NORMALIZE:
@@ -126,21 +157,25 @@ def step_kernel(
                 tl.store(den_ptr + i_sum + o_m, b_den, mask=m_q)
         if LAZY:
             if count + T >= window:  # seldom: in pieces, so that the common path is not short of registers for it
+                p_k, p_v, p_g, p_wk, p_wv, p_wa = tokens_of(
+                    i_b, i_h, k_ptr, v_ptr, g_ptr, wk_ptr, wv_ptr, wa_ptr, window,
+                    stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh, HEADS, HEAD, E, GATED, LAZY,
+                )  # fmt: skip
                 b_g, a_0 = gates(p_g, p_wa, count, stride_gt, HEADS, T, TP, GATED, LAZY, MIN)
-                a_end = a_0 + tl.sum(b_g, 0)
+                decay = tl.exp(a_0 + tl.sum(b_g, 0))
                 for i in tl.range(first, last, PIECE, num_stages=1):
                     o_row = i + tl.arange(0, PIECE)
-                    m_row = o_row < dim
-                    p_tile = p_s + o_row.to(tl.int64)[:, None] * E + o_e[None, :]
-                    b_s = tl.load(p_tile, mask=m_row[:, None], other=0.0).to(tl.float32) * tl.exp(a_end)
-                    b_z = tl.load(p_z + o_row, mask=m_row, other=0.0) * tl.exp(a_end)
+                    m_row = tl.arange(0, PIECE) < dim - i
+                    p_piece = p_s + tl.cast(i, tl.int64) * E + (tl.arange(0, PIECE)[:, None] * E + o_e[None, :])
                     b_rows = tl.load(rows_ptr + o_row, mask=m_row, other=0)
-                    b_s, b_z = add_window(
-                        b_s, b_z, b_rows, p_wk, p_wv, p_wa, count, a_end, HEADS * HEAD, HEADS * E, HEADS, P, E, BT, OP
-                    )
-                    b_s, b_z = add_tokens(b_s, b_z, b_rows, p_k, p_v, b_g, stride_kt, stride_vt, T, TP, P, HEAD, E)
+                    b_s, b_z = sum_tokens(
+                        b_rows, p_k, p_v, p_wk, p_wv, p_wa, b_g, a_0, count,
+                        stride_kt, stride_vt, HEADS * HEAD, HEADS * E, HEADS, T, TP, P, PIECE, E, FOLD, OP,
+                    )  # fmt: skip
+                    b_s += tl.load(p_piece, mask=m_row[:, None], other=0.0).to(tl.float32) * decay
+                    b_z += tl.load(p_z + o_row, mask=m_row, other=0.0) * decay
                     tl.debug_barrier()
-                    tl.store(p_tile, b_s.to(s_ptr.dtype.element_ty), mask=m_row[:, None])
+                    tl.store(p_piece, b_s.to(s_ptr.dtype.element_ty), mask=m_row[:, None])
                     tl.store(p_z + o_row, b_z, mask=m_row)
 
 

@@ -43,6 +43,53 @@ def features_of_many(p_x, m_x, b_rows, P: tl.constexpr):
 
 
 @triton.jit
+def tokens_of(
+    i_b, i_h, k_ptr, v_ptr, g_ptr, wk_ptr, wv_ptr, wa_ptr, window,
+    stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh,
+    HEADS: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr, LAZY: tl.constexpr,
+):  # fmt: skip
+    """Where k, v and gates of one sequence and head begin: of its new tokens, and of its window.
+
+    Made where they are used: made once for all, they would be kept in registers while a tile is read.
+    """
+    p_k = k_ptr + i_b * stride_kb + i_h * stride_kh
+    p_v = v_ptr + i_b * stride_vb + i_h * stride_vh
+    p_g, p_wk, p_wv, p_wa = p_k, p_k, p_k, p_k  # where there are none nothing is read, but None cannot be returned
+    if GATED:
+        p_g = g_ptr + i_b * stride_gb + i_h * stride_gh
+    if LAZY:
+        p_wk = wk_ptr + (i_b * window * HEADS + i_h) * HEAD  # windows are contiguous: [B, window, Hk, ...]
+        p_wv = wv_ptr + (i_b * window * HEADS + i_h) * E
+        p_wa = wa_ptr + i_b * window * HEADS + i_h
+    return p_k, p_v, p_g, p_wk, p_wv, p_wa
+
+
+@triton.jit
+def due(count_ptr, batch, window, T: tl.constexpr, BP: tl.constexpr):
+    """Indices of the sequences, int32 [BP], and which of them are due: those whose window T tokens fill."""
+    o_b = tl.arange(0, BP)
+    counts = tl.load(count_ptr + o_b, mask=o_b < batch, other=0)
+    return o_b, (o_b < batch) & (counts + T >= window)
+
+
+@triton.jit
+def due_from_the_end(rank, count_ptr, batch, window, T: tl.constexpr, BP: tl.constexpr):
+    """The sequence that is due with `rank` due ones after it; -1 where there is none."""
+    o_b, m_b = due(count_ptr, batch, window, T, BP)
+    i_b = tl.max(tl.where(m_b, o_b, -1), 0)
+    for _ in range(rank):
+        i_b = tl.max(tl.where(m_b & (o_b < i_b), o_b, -1), 0)
+    return i_b
+
+
+@triton.jit
+def due_after(i_b, count_ptr, batch, window, T: tl.constexpr, BP: tl.constexpr):
+    """How many of the sequences after i_b are due."""
+    o_b, m_b = due(count_ptr, batch, window, T, BP)
+    return tl.sum((m_b & (o_b > i_b)).to(tl.int32), 0)
+
+
+@triton.jit
 def gates(
     p_g, p_wa, count, stride_gt, stride_wa,
     T: tl.constexpr, TP: tl.constexpr, GATED: tl.constexpr, LAZY: tl.constexpr, MIN: tl.constexpr,
@@ -87,22 +134,34 @@ def read_tile(
 
 
 @triton.jit
-def add_window(
-    b_s, b_z, b_rows, p_wk, p_wv, p_wa, count, a_end, stride_wk, stride_wv, stride_wa,
-    P: tl.constexpr, E: tl.constexpr, BT: tl.constexpr, OP: tl.constexpr,
+def sum_tokens(
+    b_rows, p_k, p_v, p_wk, p_wv, p_wa, b_g, a_0, count, stride_kt, stride_vt, stride_wk, stride_wv, stride_wa,
+    T: tl.constexpr, TP: tl.constexpr, P: tl.constexpr, PIECE: tl.constexpr, E: tl.constexpr, BT: tl.constexpr,
+    OP: tl.constexpr,
 ):  # fmt: skip
-    """The tile plus the tokens of the window, decayed to a_end: float32 [ROWS, E] and [ROWS]."""
-    for j in tl.range(0, count, BT, num_stages=1):
+    """phi(k) v^T and phi(k) over the window and the T new tokens, decayed to the last: float32 [PIECE, E] and [PIECE].
+
+    The new tokens follow the window's as if they stood in it already. Nothing here needs the state.
+    """
+    o_t = tl.arange(0, TP)
+    o_e = tl.arange(0, E)
+    b_s = tl.zeros([PIECE, E], tl.float32)
+    b_z = tl.zeros([BT, PIECE], tl.float32)
+    for j in tl.range(0, count + T, BT, num_stages=1):
         o_j = j + tl.arange(0, BT)
-        m_j = o_j < count
-        b_a = tl.load(p_wa + o_j * stride_wa, mask=m_j, other=0.0)
-        b_w = tl.where(m_j, tl.exp(tl.where(m_j, a_end - b_a, 0.0)), 0.0)
+        m_j = o_j < count + T
+        o_new = o_j - count  # below 0: in the window
+        p_x = tl.where(o_new < 0, p_wk + o_j * stride_wk, p_k + o_new * stride_kt)
+        p_y = tl.where(o_new < 0, p_wv + o_j * stride_wv, p_v + o_new * stride_vt)
+        b_a = tl.load(p_wa + o_j * stride_wa, mask=o_new < 0, other=0.0)
+        b_since = tl.where(o_new < 0, a_0 - b_a, 0.0)
+        b_since += tl.sum(tl.where(o_t[None, :] > o_new[:, None], b_g[None, :], 0.0), 1)
         # rows are the last dimension: those of neighbours pick neighbouring coordinates
-        b_phi = features_of_many(p_wk + o_j * stride_wk, m_j, b_rows, P) * b_w[:, None]  # [BT, ROWS]
-        b_v = tl.load(p_wv + o_j[:, None] * stride_wv + tl.arange(0, E)[None, :], mask=m_j[:, None], other=0.0)
+        b_phi = features_of_many(p_x, m_j, b_rows, P) * tl.where(m_j, tl.exp(b_since), 0.0)[:, None]  # [BT, PIECE]
+        b_v = tl.load(p_y[:, None] + o_e[None, :], mask=m_j[:, None], other=0.0)
         b_s = tl.dot(tl.trans(b_phi).to(OP), b_v.to(OP), b_s, input_precision="ieee")
-        b_z += tl.sum(b_phi, 0)
-    return b_s, b_z
+        b_z += b_phi
+    return b_s, tl.sum(b_z, 0)
 
 
 @triton.jit

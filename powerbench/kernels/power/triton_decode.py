@@ -9,6 +9,8 @@ With M = T * H / Hk queries a key/value head, and the programs of a state (`deco
     combine    reads   the partial sums and the decay
                writes  y [B, T, H, e] in q's dtype; of a lazy state count
 
+The first programs of a lazy `step` may take places of others (`decode_tiling.front_sequences`): the same bits.
+
 On devices of compute capability 9.0 and up `combine` is a programmatic dependent launch: its programs take their places
 while the last ones of `step` still run, and wait there for what those leave.
 
@@ -24,7 +26,16 @@ import torch
 import triton
 from torch import Tensor
 
-from powerbench.kernels.power.decode_tiling import WINDOW_TOKENS, packed_indices, piece, split, window_stages
+from powerbench.kernels.power.decode_tiling import (
+    FOLD_TOKENS,
+    WINDOW_TOKENS,
+    front_sequences,
+    most_registers,
+    packed_indices,
+    piece,
+    split,
+    window_stages,
+)
 from powerbench.kernels.power.gates import LOG_GATE_MIN
 from powerbench.kernels.power.state import LazyState, PowerState
 from powerbench.kernels.power.step_kernel import combine_kernel, step_kernel
@@ -61,7 +72,7 @@ def triton_step(
     s, z = (x.flatten(0, 1) for x in (state if lazy is None else lazy.state))
     q, k, v = (contiguous_rows(x) for x in (q, k, v))
     M = T * H // heads
-    rows, tiles, programs = split(s.shape[1], e, B * heads, M, lazy is not None)
+    rows, tiles, programs = split(s.shape[1], e, B * heads, M, lazy is not None, s.element_size())
     y = torch.empty(B, T, H, e, dtype=q.dtype, device=q.device)
     num = torch.empty(B * heads, programs + 1, M, e, dtype=torch.float32, device=q.device)
     den = torch.empty(B * heads, programs + 1, M, dtype=torch.float32, device=q.device) if normalize else None
@@ -69,17 +80,20 @@ def triton_step(
     window = 0 if lazy is None else lazy.window
     slots = (None, None, None, None) if lazy is None else (lazy.k, lazy.v, lazy.a, lazy.count)
     early = starts_early(q.device)
+    front = 0 if lazy is None else front_sequences(B, heads * (programs + M))
     with torch.cuda.device_of(q):
-        step_kernel[(B * heads * (programs + M),)](
+        step_kernel[(front * heads * programs + B * heads * (programs + M),)](
             q, k, v, log_g, s, z, _rows_on(q.device, d, p, d_tile), *slots, num, den, since,
-            s.shape[1], tiles, programs, window,
+            B, s.shape[1], tiles, programs, window,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *((0, 0, 0) if log_g is None else log_g.stride()),
             s.stride(0), z.stride(0),
             HEADS=heads, GROUP=H // heads, T=T, TP=triton.next_power_of_2(T), M=M,
             MP=1 if M == 1 else max(16, triton.next_power_of_2(M)), P=p, HEAD=d, E=e, W=d_tile,
             GATED=log_g is not None, NORMALIZE=normalize, LAZY=lazy is not None, MIN=LOG_GATE_MIN, ROWS=rows,
-            PIECE=piece(rows, e), BT=WINDOW_TOKENS, STAGES=window_stages(d, e, q.element_size()),
-            OP=operand_dtypes(q.dtype)[1], EARLY=early, num_warps=NUM_WARPS,
+            PIECE=piece(rows, e), FOLD=FOLD_TOKENS, BT=WINDOW_TOKENS, STAGES=window_stages(d, e, q.element_size()),
+            OP=operand_dtypes(q.dtype)[1], FRONT=front, BP=triton.next_power_of_2(B) if front else 1,
+            EARLY=early, num_warps=NUM_WARPS,
+            maxnreg=most_registers(e, M, lazy is not None, s.element_size(), q.element_size()),
         )  # fmt: skip
         combine_kernel[(B * heads * M,)](
             num, den, since, y, slots[3], scale**p, programs, window,
