@@ -16,8 +16,9 @@ import numpy as np
 
 from powerbench.kernels.power.feature_map import feature_map
 
-READ_ELEMENTS = 8192  # of a tile that one query meets: 64 registers a thread of four warps, 32 KB; of a lazy state
-# in 16 bits twice as many, which take as many registers and are as many bytes on the way
+# Of a tile that one query meets: 64 registers a thread of four warps, 32 KB. Of a lazy state in 16 bits twice as many,
+# which take as many registers and are as many bytes on the way.
+READ_ELEMENTS = 8192
 MOVED_ELEMENTS = 4096  # of one that meets several queries, as a matrix
 MANY_QUERIES = 16  # beyond, their sums take registers too
 PIECE_ELEMENTS = 2048  # of a lazy state's tile, moved on at once: few registers, because this is seldom
@@ -26,17 +27,13 @@ MANY_ROWS = 64  # where phi of 16 tokens or queries has to stay in registers at 
 MIN_ROWS = 16  # what a product takes
 MAX_TILES = 4  # a program: enough that its partial sums are little beside what it reads
 LAZY_TILES = 2  # likewise for one query and a lazy state: the tiles of a program are moved on one after another
-RESIDENT_PROGRAMS = 660  # beside each other on an H200 at once: five on each multiprocessor
-FRONT_SEQUENCES = (
-    2  # of ages as they come one in `window` is due a step, and those at the end of the grid are in the way
-)
+RESIDENT_PROGRAMS = 660  # stand beside each other on an H200 at once: five on each multiprocessor
+FRONT_SEQUENCES = 2  # folded first: where ages differ one in `window` is due, and those that stand last delay the end
 FOLD_TOKENS = 16  # moved into a piece at once: what a product takes; 32 spill registers
 LAZY_REGISTERS = 96  # five programs on a multiprocessor; without the bound ptxas takes up to 110, for as little
 WIDE_REGISTERS = 128  # for tiles of 256 rows, whose addresses would be spilled: four programs
 PROGRAMS = 8192  # wanted before a program takes more than one tile
 LEAST_PROGRAMS = 132  # one for each multiprocessor of an H200: below, tiles are halved
-RESIDENT_PROGRAMS = 660  # stand beside each other on an H200 at once: five on each multiprocessor
-FRONT_SEQUENCES = 2
 WINDOW_TOKENS = 16  # of the KV window at once: what a product takes
 WINDOW_BYTES = 16384  # of the KV window on the way to a query: all of 64 tokens at d = e = 64 in bfloat16
 INDEX_BITS = 7  # head dimensions of the Triton backend go up to 128
