@@ -157,29 +157,32 @@ def aged(inputs, counts, window, dtype=torch.float32):
     return state
 
 
-@pytest.mark.parametrize("front", [1, 2, 7])
-@pytest.mark.parametrize(("size", "kv_heads"), [(1, 2), (1, 1), (3, 2)])
-@pytest.mark.parametrize("due", ["", "1", "4", "03", "24", "014", "123", "01234"])
-def test_who_folds_first_changes_no_bit(monkeypatch, due, size, kv_heads, front):
+@pytest.mark.parametrize(("size", "kv_heads"), [(1, 1), (3, 2)])
+@pytest.mark.parametrize("due", ["", "4", "03", "014", "01234"])
+def test_who_folds_first_changes_no_bit(monkeypatch, due, size, kv_heads):
     """Some of five sequences are due: by the first programs or not, each is moved on once, before its tile is read."""
     window = 5
     inputs = cast(make_inputs(14, d=16, e=16, heads=2, kv_heads=kv_heads, batch=5), torch.float32)
     counts = [window - size if str(b) in due else max(0, window - size - 1 - b % 2) for b in range(5)]
-    found = []
-    for backend, sequences in (("torch", 0), ("triton", 0), ("triton", front)):
-        monkeypatch.setattr(triton_decode, "front_sequences", lambda *_, n=sequences: n)
+
+    def step(backend, front):
+        monkeypatch.setattr(triton_decode, "front_sequences", lambda *_: front)
         state = aged(inputs, counts, window)
-        y, state = power_attention_step(
+        return power_attention_step(
             *part(inputs, 12 - size, 12), state, p=2, d_tile=4, in_place=True, backend=backend
-        )
-        found.append((y, state))
-    (want, end), (y, got), (first, moved) = found
+        )  # fmt: skip
+
+    want, end = step("torch", 0)
+    y, got = step("triton", 0)
     assert relative_error(y, want) < TOLERANCE[torch.float32]
     assert relative_error(got.state.s, end.state.s) < TOLERANCE[torch.float32]
-    assert torch.equal(first, y)
-    assert torch.equal(moved.state.s, got.state.s)
-    assert torch.equal(moved.state.z, got.state.z)
-    assert moved.count.tolist() == got.count.tolist() == end.count.tolist()
+    assert got.count.tolist() == end.count.tolist()
+    for front in (1, 2, 7):
+        first, moved = step("triton", front)
+        assert torch.equal(first, y)
+        assert torch.equal(moved.state.s, got.state.s)
+        assert torch.equal(moved.state.z, got.state.z)
+        assert moved.count.tolist() == end.count.tolist()
 
 
 @pytest.mark.parametrize(("front", "due", "taken"), [(2, "", ""), (2, "2", "2"), (2, "013", "13"), (1, "03", "3")])
