@@ -11,9 +11,11 @@ import pytest
 
 from powerbench.check.compare import compare, compare_pairs
 from powerbench.check.model import Policy
-from tests.noise_model import CASES, CONTROLS, Noise, observed, observed_between, on_a_cpu, repeats, simulated
+from powerbench.results.store import load
+from tests.noise_model import CASES, CONTROLS, ROOT, Noise, observed, observed_between, on_a_cpu, repeats, simulated
 
 RUNS = 100
+OURS = ("power-", "linear-")
 SLOWER = CONTROLS + 20  # a case that is on trial
 # Three times what repeats show: runs of one code on one H200, of one visit each, have differed by so much.
 BETWEEN = 0.005
@@ -169,3 +171,29 @@ def test_five_percent_in_real_samples_of_power_attention_are_seen():
     assert len(verdicts) >= 50
     assert verdicts.count("regression") >= 0.9 * len(verdicts)
     assert "ok" not in verdicts
+
+
+def real_pairs(machine, factor):
+    """What the gate measured of one code on an H200 (docs/gate.md), our kernels of the new side this much slower."""
+    folder = ROOT / "docs" / "runs" / "gate" / f"h200-aa-{machine}"
+
+    def slower(run):
+        scaled = [
+            msgspec.structs.replace(one, samples_ms=tuple(ms * factor for ms in one.samples_ms))
+            if one.case.kernel.startswith(OURS)
+            else one
+            for one in run.measurements
+        ]
+        return msgspec.structs.replace(run, measurements=scaled)
+
+    return [(load(folder / f"baseline-{i}.jsonl"), slower(load(folder / f"new-{i}.jsonl"))) for i in (1, 2)]
+
+
+@pytest.mark.parametrize("machine", [1, 2])
+def test_real_runs_of_one_code_in_turns_are_ok_and_what_is_slower_is_found(machine):
+    """Of the 22 cases 12 are ours. A slowdown as large as the threshold is seen or undecided, but never ok."""
+    assert compare_pairs(real_pairs(machine, 1.0)).counts == {"ok": 22}
+    assert compare_pairs(real_pairs(machine, 1.05)).counts == {"regression": 12, "ok": 10}
+    just_above = compare_pairs(real_pairs(machine, 1.035)).counts
+    assert (just_above["regression"] >= 10, just_above["ok"]) == (True, 10)
+    assert compare_pairs(real_pairs(machine, 1.03)).counts["ok"] == 10
