@@ -77,10 +77,10 @@ def presets() -> dict[str, Model]:
 
 
 @cache
-def named_after(heads: int, kv_heads: int, head_dim: int) -> tuple[str, ...]:
-    """The presets whose attention layers have this shape, by size."""
+def smallest_with(heads: int, kv_heads: int, head_dim: int) -> str | None:
+    """The smallest preset whose attention layers have this shape; None: there is none."""
     shape = (heads, kv_heads, head_dim)
-    return tuple(name for name, one in presets().items() if shape == (one.heads, one.kv_heads, one.head_dim))
+    return next((name for name, one in presets().items() if shape == (one.heads, one.kv_heads, one.head_dim)), None)
 
 
 def chosen(name_or_file: str | None, shape: Mapping[str, int]) -> Model:

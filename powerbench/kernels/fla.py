@@ -16,7 +16,7 @@ from importlib.util import find_spec
 import torch
 
 from powerbench.cost import Launch
-from powerbench.kernels.fla_decode import fla_decoding
+from powerbench.kernels.fla_decode import MODULES, fla_decoding
 from powerbench.kernels.kernel import Forward, Inputs, Kernel, Support, no_params
 from powerbench.kernels.ledger import based_launches, linear_launches, linear_workspace_bytes
 from powerbench.kernels.packages import NEEDS_CUDA, import_problem, installed_version, load
@@ -24,7 +24,7 @@ from powerbench.kernels.power.reference import attention_rows
 from powerbench.kernels.tuning import tuned_for
 from powerbench.problem import Case, Params, Pass, Problem
 
-PACKAGE, MODULES = "flash-linear-attention", "fla"
+PACKAGE = "flash-linear-attention"
 # No GQA: chunk_fwd_o takes k's heads from q and lets only v have more (grouped values, not grouped queries).
 INSTALL = "pip install powerbench[fla]"
 SUPPORT = Support(INSTALL, ("bf16", "fp16", "fp32"), grouped=False)

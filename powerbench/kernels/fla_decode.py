@@ -16,6 +16,7 @@ from powerbench.kernels.power.torch_decode import sum_up
 from powerbench.kernels.tuning import tuned_for
 from powerbench.problem import Case
 
+MODULES = "fla"  # the package that FLA is imported as
 FILL_TOKENS = 4096  # of a sequence that are summed up at once, when its state is made ready
 
 
@@ -42,7 +43,7 @@ def _prepare(gated: bool, case: Case, inputs: Inputs) -> Decoder:
         v.copy_(inputs.v[:, -1:])
 
     def step() -> torch.Tensor:
-        tuned_for("fla", case.problem)
+        tuned_for(MODULES, case.problem)
         y: torch.Tensor = recurrent(inputs.q, k, v, g=g, scale=d**-0.5, initial_state=state, output_final_state=True)[0]
         return y
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from powerbench.crossover import Crossover, context_text, crossover
-from powerbench.models import named_after
+from powerbench.models import smallest_with
 from powerbench.problem import PASSES
 from powerbench.reports.rows import Row, trusted
 
@@ -50,8 +50,8 @@ class Setting:
         heads = f"{self.heads} head{'s' * (self.heads != 1)}"
         if self.kv_heads != self.heads:
             heads += f" over {self.kv_heads} of k and v"
-            models = named_after(self.heads, self.kv_heads, self.head_dim)
-            heads += f" as in {models[0]}" if models else ""
+            model = smallest_with(self.heads, self.kv_heads, self.head_dim)
+            heads += f" as in {model}" if model else ""
         parts = [heads, "gated" if self.gated else "ungated"]
         if self.batch is not None:
             parts.append(f"batch {self.batch}")
