@@ -189,7 +189,7 @@ def test_who_folds_first_changes_no_bit(monkeypatch, due, size, kv_heads):
 def test_the_first_programs_take_the_last_that_are_due(monkeypatch, front, due, taken):
     inputs = cast(make_inputs(14, d=16, e=16, heads=2, kv_heads=2, batch=4), torch.float32)
     counts = [3 if str(b) in due else b % 3 for b in range(4)]
-    heads, programs = 2, decode_tiling.split(tspow_dim(16, 2, 4), 16, 8, 1, True).programs
+    heads, programs = 2, decode_tiling.split(tspow_dim(16, 2, 4), 16, 8, 1, True, 4).programs
     assert programs > 1
     monkeypatch.setattr(triton_decode, "front_sequences", lambda *_: front)
     kernel = FrontOnly(triton_decode.step_kernel, lambda options: options["FRONT"] * heads * programs)

@@ -108,7 +108,7 @@ def triton_launches(case: Case, normalize: bool) -> tuple[Launch, ...]:
     """`step` and `combine`."""
     step = _Step(case, normalize)
     e, group = step.problem.value_dim, step.problem.heads // step.problem.kv_heads
-    programs = split(step.dim, e, step.groups, group, step.C > 1).programs
+    programs = split(step.dim, e, step.groups, group, step.C > 1, _sum_size(step.problem)).programs
     sums = step.groups * group * ((programs + 1) * (e + normalize) + 1) * 4
     rows = step.groups * (1 if group == 1 else max(16, 1 << (group - 1).bit_length()))
     executed = 2 * step.dim * e * rows + step.move_flops(step.dim) + step.pair_flops

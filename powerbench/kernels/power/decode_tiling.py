@@ -47,7 +47,7 @@ class Split(NamedTuple):
     programs: int
 
 
-def split(dim: int, e: int, heads: int, queries: int, lazy: bool, itemsize: int = 4) -> Split:
+def split(dim: int, e: int, heads: int, queries: int, lazy: bool, itemsize: int) -> Split:
     """For states of `dim` rows, e columns, itemsize bytes; `heads`: batch times key/value heads, `queries`: of one."""
     wide = 4 // itemsize if lazy else 1
     elements = READ_ELEMENTS * wide if queries == 1 else MOVED_ELEMENTS
