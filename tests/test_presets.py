@@ -50,8 +50,8 @@ def test_each_says_what_it_is_for_and_its_cost_is_its_plans(name):
     items = planned(name)
     predicted = (sum(item.total_seconds for item in items) + SWEEP_SECONDS) / 60
     assert suite.minutes
-    off = abs(suite.minutes - predicted)
-    assert off <= max(0.5, 0.25 * predicted), f"{len(items)} cases, {predicted:.1f} minutes"
+    rounding = max(0.5, 0.1 * predicted)  # whole minutes, and what the ceilings of the next run may differ by
+    assert abs(suite.minutes - predicted) <= rounding, f"{len(items)} cases, {predicted:.1f} minutes"
     assert any(item.case.kernel == "power-triton" for item in items)
 
 
