@@ -120,7 +120,8 @@ def step_kernel(
             o_row = i + tl.arange(0, ROWS)
             m_row = tl.arange(0, ROWS) < dim - i  # of rows beyond, phi is not 0, but S and z are read as 0
             p_tile = p_s + tl.cast(i, tl.int64) * E + (tl.arange(0, ROWS)[:, None] * E + o_e[None, :])
-            b_s = tl.load(p_tile, mask=m_row[:, None], other=0.0)
+            # a lazy state is read once a step, all but what folds: it need not push tokens and indices out of the L2
+            b_s = tl.load(p_tile, mask=m_row[:, None], other=0.0, eviction_policy="evict_first" if LAZY else "")
             b_rows = tl.load(rows_ptr + o_row, mask=m_row, other=0)
             b_z = tl.zeros([ROWS], tl.float32)
             if NORMALIZE or not LAZY:
