@@ -9,7 +9,7 @@ contexts (`powerbench.interpolation`). Nothing is claimed outside the contexts t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -126,6 +126,9 @@ class Crossover(msgspec.Struct, frozen=True):
     def _where(self) -> str:
         places = ", ".join(crossing.text for crossing in self.crossings)
         match self.verdict:
+            case "always" if self.level_at:
+                ahead = [ctx for ctx, lead in zip(self.contexts, self.leads, strict=True) if lead]
+                return f"at {contexts_text(ahead, self.contexts)}"
             case "always":
                 return f"at every measured context ({self.range_text})"
             case "never":
@@ -226,6 +229,21 @@ def context_text(context: float, digits: int = 1) -> str:
     if context < 1 << 10:
         return f"{context:.0f}"
     return f"{context / unit:.{digits if context < 100 * unit else digits - 1}f}{suffix}"
+
+
+def contexts_text(contexts: Collection[int], measured: Collection[int]) -> str:
+    """1k, 4k..16k: three or more that follow each other among the measured ones are a range."""
+    runs: list[list[int]] = [[]]
+    for ctx in sorted(measured):
+        if ctx in contexts:
+            runs[-1].append(ctx)
+        elif runs[-1]:
+            runs.append([])
+    return ", ".join(
+        f"{context_text(run[0])}..{context_text(run[-1])}" if len(run) > 2 else ", ".join(map(context_text, run))
+        for run in runs
+        if run
+    )
 
 
 def ratio_text(speedup: float) -> str:

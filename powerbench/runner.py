@@ -118,7 +118,8 @@ def _refused(item: PlannedCase, device: Device) -> Measurement | None:
     if item.memory_bytes <= device.memory_bytes:
         return None
     need, have = _gib(item.memory_bytes), _gib(device.memory_bytes)
-    message = f"predicted: needs about {need}, the device has {have} free"
+    inputs = _gib(item.memory_bytes - item.own_bytes)  # of a decode row all of the context, whatever the kernel keeps
+    message = f"predicted: needs about {need}, {inputs} of it for the problem's inputs; the device has {have} free"
     return Measurement(case=item.case, status="oom", message=message, launches=item.launches)
 
 

@@ -90,6 +90,24 @@ def test_sentences():
     ]
 
 
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ((0.02, 0.02), "2.0x faster than softmax attention; level within the noise at batch 1."),
+        ((0.01, 0.02), "2.0x faster than softmax attention, and faster at every batch measured."),
+        ((0.02, 0.04), "as fast within the noise as softmax attention."),
+        ((0.02, 0.08), "2.0x slower than softmax attention, and faster at no batch measured; level within the noise at "
+                       "batch 1."),
+        ((0.04, 0.04), "as fast within the noise as softmax attention, and faster at no batch measured."),
+    ],
+)  # fmt: skip
+def test_a_batch_at_which_both_are_level_is_no_win(times, said):
+    found = [power(4096, batch, ms) for batch, ms in zip((1, 16), times, strict=True)]
+    found += [measured("sdpa-cudnn", 4096, 1, 0.02), measured("sdpa-cudnn", 4096, 16, 0.04)]
+    (table,) = decode_tables(runs.run(found))
+    assert table.sentences == [f"At context 4k and batch 16 power attention (p = 2) is {said}"]
+
+
 def test_the_page_has_a_section_of_decoding():
     text = page([RUN])
     section = text.split('id="run1-decoding">')[1].split("</section>")[0]

@@ -503,7 +503,10 @@ def test_unsupported_and_predicted_oom_never_run():
     )
     assert (refused.status, refused.message) == ("unsupported", "needs a flux capacitor")
     assert large.status == "oom"
-    assert "predicted: needs about 1024.0 GiB, the device has 1.0 GiB free" in large.message
+    assert (
+        "predicted: needs about 1024.0 GiB, 0.0 GiB of it for the problem's inputs; the device has 1.0 GiB free"
+        in large.message
+    )
 
 
 def test_the_line_of_a_case_knows_its_floor():

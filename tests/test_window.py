@@ -173,7 +173,7 @@ def test_ledger_counts_the_window_and_what_blocks_add():
     ("name", "distribution", "module"),
     [
         ("window-flash-2", "flash-attn", "flash_attn"),
-        ("window-flash-3", "fa3-fwd", "fa3_fwd_interface"),
+        ("window-flash-3", "flash-attn-3", "flash_attn_interface"),
         ("window-flash-4", "flash-attn-4", "flash_attn.cute"),
     ],
 )
@@ -188,6 +188,17 @@ def test_flash_gets_the_keys_to_the_left(name, distribution, module, monkeypatch
     inputs = make_inputs(case.problem, CPU, 0)
     KERNELS[name].prepare(case)(inputs.q, inputs.k, inputs.v, inputs.log_g)
     assert fake.calls[0][3] == {"causal": True, "window_size": (19, 0)}
+
+
+def test_a_build_without_windows_still_decodes(monkeypatch):
+    """Over a cache of the window's keys alone."""
+    fake = FakeFlash("fa3_fwd_interface", False)
+    monkeypatch.setitem(__import__("sys").modules, "fa3_fwd_interface", fake)
+    install(monkeypatch, "fa3-fwd")
+    prefill, decode = (make_case("window-flash-3", pass_, wide=20, dtype="bf16") for pass_ in ("fwd", "decode"))
+    reason = "sliding windows are not in fa3-fwd (built without them)"
+    assert KERNELS["window-flash-3"].unsupported(prefill, "cuda") == reason
+    assert KERNELS["window-flash-3"].unsupported(decode, "cuda") is None
 
 
 @pytest.mark.parametrize(("wide", "ctx"), [(20, 300), (300, 300), (1, 40)])

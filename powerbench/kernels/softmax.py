@@ -149,6 +149,7 @@ class Provider:
     module: str
     dtypes: tuple[str, ...] = ("bf16", "fp16")
     backward: bool = True
+    windows: bool = True  # sliding ones, in prefill: a cache of a window's keys needs none
     max_head_dim: int | None = None
     one_width: bool = False  # v must be as wide as q and k
     install: str = "pip install powerbench[flash]"  # the command that gets it
@@ -164,17 +165,19 @@ class Provider:
             return f"value dimension {problem.value_dim} must equal head dimension {problem.head_dim}"
         if "bwd" in case.pass_ and not self.backward:
             return f"backward is not in {self.distribution} (forward only)"
+        if case.params.window and case.pass_ != "decode" and not self.windows:
+            return f"sliding windows are not in {self.distribution} (built without them)"
         return import_problem(self.distribution, self.module)
 
 
 BUILD_2 = "pip install flash-attn --no-build-isolation"  # compiles, for long, so it is in no extra
 # flash_attn 2: csrc/flash_attn/flash_api.cpp checks the dtype, d <= 256 and v's shape against k's.
 FLASH_2 = (Provider("flash-attn", "flash_attn", max_head_dim=256, one_width=True, install=BUILD_2),)
-# flash_attn 3: built from its hopper folder it is complete; fa3-fwd's wheel has no backward and no fp16
-# (fa3_fwd_config.py in it).
+# flash_attn 3: built from its hopper folder it is complete; fa3-fwd's wheel has no backward, no fp16 and no
+# sliding windows (fa3_fwd_config.py in it).
 FLASH_3 = (
     Provider("flash-attn-3", "flash_attn_interface", max_head_dim=256, install="build flash-attention's folder hopper"),
-    Provider("fa3-fwd", "fa3_fwd_interface", dtypes=("bf16",), backward=False, max_head_dim=256),
+    Provider("fa3-fwd", "fa3_fwd_interface", dtypes=("bf16",), backward=False, windows=False, max_head_dim=256),
 )
 # flash_attn 4: interface.py's widths depend on the GPU. Installed alone, it leaves an importable, empty `flash_attn`.
 FLASH_4 = (Provider("flash-attn-4", "flash_attn.cute"),)

@@ -7,11 +7,11 @@ of what was not tried there is nothing to say.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from powerbench.crossover import Crossover, context_text, percent_text, ratio_text
+from powerbench.crossover import Crossover, context_text, contexts_text, percent_text, ratio_text
 from powerbench.reports.curves import LINEAR, POWER, SOFTMAX, Curve, Group, best_of, compare, groups, setting_names
 from powerbench.reports.findings import (
     choice_sentence,
@@ -57,7 +57,9 @@ def gaps(group: Group) -> str | None:
         return None
     everywhere = {row.ctx for row in group.rows}
     parts = [
-        f"{label} ({word})" if set(contexts) == everywhere else f"{label} at {_contexts(contexts, everywhere)} ({word})"
+        f"{label} ({word})"
+        if set(contexts) == everywhere
+        else f"{label} at {contexts_text(contexts, everywhere)} ({word})"
         for (label, word), contexts in why.items()
     ]
     return f"Without a number to trust: {'; '.join(parts)}."
@@ -170,7 +172,7 @@ def _sentence_where(what: str, power: dict[int, Row], group: Group, holds: Calla
         for ctx, row in side.items():
             if holds(row) and ctx not in where[_label(row)]:
                 where[_label(row)].append(ctx)
-    named = [f"{label} at {_contexts(contexts, measured)}" for label, contexts in where.items() if contexts]
+    named = [f"{label} at {contexts_text(contexts, measured)}" for label, contexts in where.items() if contexts]
     return [f"{what}: {'; '.join(named)}."] if named else []
 
 
@@ -196,7 +198,7 @@ def _partial(group: Group, families: tuple[str, ...], what: str, p: int | None =
     missing = [row for row in tried if row.ctx not in have]
     if not have or not missing:
         return []
-    where = _contexts({row.ctx for row in missing}, {row.ctx for row in group.rows})
+    where = contexts_text({row.ctx for row in missing}, {row.ctx for row in group.rows})
     return [_nothing(f"{what} at {where}", missing)]
 
 
@@ -225,24 +227,6 @@ def _opponent(row: Row) -> str:
 
 def _label(row: Row) -> str:
     return Curve(row.kernel, row.p, row.family, {}).label
-
-
-def _contexts(contexts: Collection[int], measured: Collection[int]) -> str:
-    """1k, 4k..16k: three or more that follow each other among the measured ones are a range."""
-    runs: list[list[int]] = [[]]
-    for ctx in sorted(measured):
-        if ctx in contexts:
-            runs[-1].append(ctx)
-        elif runs[-1]:
-            runs.append([])
-    parts = [
-        f"{context_text(run[0])}..{context_text(run[-1])}" if len(run) > 2 else _listed(run) for run in runs if run
-    ]
-    return ", ".join(parts)
-
-
-def _listed(contexts: Sequence[int]) -> str:
-    return ", ".join(map(context_text, contexts))
 
 
 def capital(sentence: str) -> str:

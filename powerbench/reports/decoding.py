@@ -142,11 +142,13 @@ def _over_batches(between: Crossover) -> str:
         case "unknown" | "level":
             return ""
         case "always":
-            return ", and faster at every batch measured"
+            said = "" if between.level_at else ", and faster at every batch measured"
         case "never":
-            return ", and faster at no batch measured"
+            said = ", and faster at no batch measured"
         case _:
-            return f"; the lead changes at batch {', '.join(_place(crossing) for crossing in between.crossings)}"
+            said = f"; the lead changes at batch {', '.join(_place(crossing) for crossing in between.crossings)}"
+    level = [str(batch) for batch in between.level_at if batch != between.contexts[-1]]
+    return f"{said}; level within the noise at batch {', '.join(level)}" if level else said
 
 
 def _place(crossing: Crossing) -> str:

@@ -109,7 +109,7 @@ def _over_contexts(published: Published, name: str, words: str, pass_: str) -> s
     shown = {one: found[one] for one in CONTESTANTS if one in found}
     contexts = sorted({ctx for points in shown.values() for ctx in points if ctx & (ctx - 1) == 0})
     lines = [
-        [_label(kernel, p, next(iter(points.values())).window)]
+        [_label(kernel, p, max((row.window or 0 for row in points.values()), default=0))]
         + [significant(points[ctx].median_ms or 0.0) if ctx in points else "" for ctx in contexts]
         for (kernel, p), points in shown.items()
     ]
@@ -206,7 +206,8 @@ def _visits(published: Published) -> str:
     return f"(The run over contexts above made {numbers[-1]} visits.)"
 
 
-def _label(kernel: str, p: int | None, window: int | None = None) -> str:
-    if window is not None:
-        return f"`{kernel}`, {window} keys"
+def _label(kernel: str, p: int | None, window: int = 0) -> str:
+    """window: the widest over the contexts, which a short one does not fill; 0 where the kernel has none."""
+    if window:
+        return f"`{kernel}`, up to {window} keys"
     return f"`{kernel}`" if p is None else f"`{kernel}`, p = {p}"
