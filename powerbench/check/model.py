@@ -30,7 +30,7 @@ class CaseVerdict(msgspec.Struct, frozen=True):
 
     `low` and `high` are the 95 % interval of `ratio`, noise between runs included. `noise` is the standard deviation,
     as a fraction, of the ratio of two runs of the same code; `detectable` the smallest slowdown that would be called a
-    regression in 95 % of all runs (infinite: none; null in JSON).
+    regression in 95 % of comparisons as noisy as this one (infinite: none; null in JSON).
     `cycles_ratio` is the ratio of medians in cycles, `machine_ratio` how much slower
     the machine itself was at this work, by its measured ceilings.
     """
