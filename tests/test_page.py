@@ -196,6 +196,20 @@ def test_pareto_joins_what_no_other_beats():
         assert not any(x <= corner[0] and y <= corner[1] and (x, y) != corner for x, y in times)
 
 
+@pytest.mark.parametrize(("short", "where"), [(1, "2k"), (2, "1k")])
+def test_pareto_is_not_drawn_early_for_one_that_stops(short, where):
+    """But for two of five it is."""
+    names = ("sdpa-flash", "sdpa-cudnn", "flash-2", "flash-4")
+    power = [runs.measurement("power-torch", ctx, 1.0, params=Params(2, 8, 512), flops=1e6) for ctx in (1024, 2048)]
+    others = [
+        runs.measurement(name, ctx, 1.0 + i, flops=1e6)
+        for i, name in enumerate(names)
+        for ctx in ((1024,) if i < short else (1024, 2048))
+    ]
+    (figures,), _ = _charts(runs.run(power + others))
+    assert figures["pareto"].title == f"Time against state size at {where} tokens"
+
+
 def test_charts_are_what_plotly_takes(any_run):
     settings, whole = _charts(any_run)
     for chart in [*(chart for figures in settings for chart in figures.values()), *([whole] if whole else [])]:

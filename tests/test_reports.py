@@ -230,6 +230,10 @@ def test_missing_sides_are_said():
     text = answers(runs.run(power + failed))[0].text
     assert "could not be compared with softmax attention" in text
     assert "No time to trust for softmax attention: sdpa-cpu: oom, 64 GiB wanted." in text
+    names = ("sdpa-flash", "sdpa-cudnn", "flash-2", "flash-4")
+    failed = [runs.measurement(name, 1024, None, status="oom", message="64 GiB wanted") for name in names]
+    text = answers(runs.run(power + failed))[0].text
+    assert "for softmax attention: sdpa-flash, sdpa-cudnn, flash-2: oom, 64 GiB wanted; and 1 more." in text
     elsewhere = runs.measurement("sdpa-cpu", 4096, 1.0, flops=1e6)
     text = answers(runs.run([*power, elsewhere]))[0].text
     assert "was never measured at the same context as softmax attention (sdpa-cpu)" in text
@@ -264,6 +268,22 @@ def test_the_price_of_d_tile_and_chunk_is_said():
         "Of 3 choices of d_tile and chunk at 2k, d_tile = 8, chunk = 512 is the fastest; the next best takes 25 % "
         "longer, the slowest 2.2 times as long."
     )
+    ((_, sentence),) = _alone(*((2048, ms, {"params": Params(2, 8, chunk)}) for ms, chunk in ((5, 256), (4, 512))))
+    assert sentence == (
+        "Of 2 choices of d_tile and chunk at 2k, d_tile = 8, chunk = 512 is the fastest; the other takes 25 % longer."
+    )
+
+
+def test_one_choice_is_no_map():
+    """Nor are two of which one cannot be run."""
+    ran = runs.measurement("power-torch", 2048, 1.0, params=Params(2, 8, 512), flops=1e6)
+    refused = runs.measurement(
+        "power-torch", 2048, None, params=Params(2, 8, 1), status="unsupported", message="below 16"
+    )
+    failed = runs.measurement("power-torch", 2048, None, params=Params(2, 8, 64), status="oom", message="64 GiB wanted")
+    assert tile_maps(rows(runs.run([ran, refused]))) == []
+    (found,) = tile_maps(rows(runs.run([ran, refused, failed])))
+    assert found.chunks == [1, 64, 512]
 
 
 def test_what_a_degree_costs_is_said():

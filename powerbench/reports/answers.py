@@ -203,11 +203,13 @@ def _partial(group: Group, families: tuple[str, ...], what: str, p: int | None =
 
 
 def _nothing(what: str, tried: Sequence[Row]) -> str:
-    """Why there is no number, in the words of the rows; the first three different ones."""
+    """Why there is no number, in the words of the rows: of three contestants, those with the same words at once."""
     first = {(_label(row), row.status): row for row in reversed(tried)}
-    words = [f"{label}: {_why(row)}" for (label, _), row in reversed(first.items())]
-    shown = "; ".join(words[:3]) + (f"; and {len(words) - 3} more" if len(words) > 3 else "")
-    return f"No time to trust for {what}: {shown}."
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for (label, _), row in list(reversed(first.items()))[:3]:
+        by_reason[_why(row)].append(label)
+    shown = "; ".join(f"{', '.join(labels)}: {reason}" for reason, labels in by_reason.items())
+    return f"No time to trust for {what}: {shown}{f'; and {len(first) - 3} more' if len(first) > 3 else ''}."
 
 
 def _why(row: Row) -> str:

@@ -54,10 +54,11 @@ def choice_sentence(power: Mapping[int, Row], group: Group) -> list[str]:
                 for name, value in (("d_tile", best.d_tile), ("chunk", best.chunk_size))
                 if value is not None
             )
-            slowest = f"{times[-1] / times[0]:.2g} times as long"
+            longer = f"takes {percent_text(times[1] / times[0] - 1)} longer"
+            others = f"the next best {longer}, the slowest {times[-1] / times[0]:.2g} times as long"
             return [
-                f"Of {len(tried)} choices of d_tile and chunk at {context_text(ctx)}, {own} is the fastest; the next "
-                f"best takes {percent_text(times[1] / times[0] - 1)} longer, the slowest {slowest}."
+                f"Of {len(tried)} choices of d_tile and chunk at {context_text(ctx)}, {own} is the fastest; "
+                f"{others if len(tried) > 2 else f'the other {longer}'}."
             ]
     return []
 

@@ -29,7 +29,7 @@ class TileMap:
 
 
 def tile_maps(members: Iterable[Row]) -> list[TileMap]:
-    """The maps of one setting, by kernel, degree and context; only where at least two choices were tried."""
+    """The maps of one setting, by kernel, degree and context; only where at least two choices were tried, and ran."""
     tried: dict[tuple[str, int | None, int], list[Row]] = defaultdict(list)
     for row in members:
         tried[row.kernel, row.p, row.ctx].append(row)
@@ -37,10 +37,10 @@ def tile_maps(members: Iterable[Row]) -> list[TileMap]:
     for (kernel, p, ctx), choices in sorted(tried.items(), key=lambda item: (item[0][0], item[0][1] or 0, item[0][2])):
         d_tiles, chunks = _values(row.d_tile for row in choices), _values(row.chunk_size for row in choices)
         good = [row for row in choices if row.valid and row.median_ms is not None]
-        if not good or len(d_tiles) * len(chunks) < 2:
+        cells = {(row.d_tile, row.chunk_size): row for row in choices}
+        if not good or sum(row.status != "unsupported" for row in cells.values()) < 2:
             continue
         best = min(good, key=lambda row: row.median_ms or 0.0)
-        cells = {(row.d_tile, row.chunk_size): row for row in choices}
         maps.append(TileMap(Curve(kernel, p, best.family, {}).label, ctx, d_tiles, chunks, cells, best))
     return maps
 
