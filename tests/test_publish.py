@@ -21,10 +21,12 @@ ROOT = Path(__file__).parents[1]
 LONG = 65536
 
 
-def measured(kernel, ctx, ms, *, p=None, window=None, head_dim=64, **more):
-    """A gated case in bf16 with eight heads."""
+def measured(kernel, ctx, ms, *, p=None, window=None, head_dim=64, batch=None, **more):
+    """A gated case in bf16 with eight heads; batch: None is that of the context."""
     found = runs.measurement(kernel, ctx, ms, params=Params(p=p, window=window), dtype="bf16", noise=1e-4, **more)
-    problem = msgspec.structs.replace(found.case.problem, gated=True, head_dim=head_dim, value_dim=head_dim)
+    problem = msgspec.structs.replace(
+        found.case.problem, gated=True, head_dim=head_dim, value_dim=head_dim, batch=batch or found.case.problem.batch
+    )
     return msgspec.structs.replace(found, case=msgspec.structs.replace(found.case, problem=problem))
 
 
@@ -114,6 +116,17 @@ def test_readme_speaks_of_decoding_as_soon_as_there_is_a_run(tmp_path):
         "Decoding, bf16, d = 64, 8 heads, gated ([page](reports/decode.html), `powerbench sweep --suite"
     )
     assert "At context 64k and batch 1 power attention (p = 2) is 13.0x faster than softmax attention." in said
+
+
+def test_readme_has_a_table_of_decoding_by_context_and_batch(tmp_path):
+    found = [
+        measured(kernel, ctx, ms, p=p, pass_="decode", flops=1e6, moved=1e6, batch=batch)
+        for kernel, p, ms in (("power-triton", 2, 0.1), ("sdpa-flash", None, 1.3))
+        for ctx in (1024, LONG)
+        for batch in (1, 16)
+    ]
+    said = readme.parts(root(tmp_path, decode=found))["decoding"]
+    assert said.endswith("| context | batch 1 | batch 16 |\n|---:|---:|---:|\n| 1k | 13x | 13x |\n| 64k | 13x | 13x |")
 
 
 def test_a_wrong_row_is_a_finding(tmp_path):

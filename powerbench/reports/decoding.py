@@ -71,11 +71,28 @@ COLUMNS: tuple[Column[DecodeRow], ...] = (
 
 
 @dataclass(frozen=True)
+class SpeedGrid:
+    """How many times as fast as the best softmax attention power attention of degree p is, by context and batch."""
+
+    p: int
+    batches: list[int]
+    lines: list[tuple[str, list[str]]]  # a context and a cell a batch; empty where not both were measured
+
+    @property
+    def title(self) -> str:
+        """What the cells say."""
+        return (
+            f"Power attention (p = {self.p}): times as fast a token as the best softmax attention, by context and batch"
+        )
+
+
+@dataclass(frozen=True)
 class DecodeTable:
     """The decode rows of one setting, by context, batch and time, and what they say of power attention."""
 
     name: str  # dtype, head dimension, heads, gates
     rows: list[DecodeRow]
+    grids: list[SpeedGrid]  # one a degree
     sentences: list[str]
 
     @property
@@ -95,7 +112,8 @@ def decode_tables(run: Run, memory_bytes: int | None = None) -> list[DecodeTable
     for name, members in found.items():
         members.sort(key=lambda one: (one.row.ctx, one.row.batch, one.row.median_ms or 0.0))
         degrees = sorted({one.row.p for one in members if one.row.family in POWER and one.row.p})
-        tables.append(DecodeTable(name, members, [said for p in degrees for said in sentences(members, p)]))
+        said = [sentence for p in degrees for sentence in sentences(members, p)]
+        tables.append(DecodeTable(name, members, [grid for p in degrees for grid in speed_grids(members, p)], said))
     return [table for table in tables if table.rows]
 
 
@@ -119,6 +137,20 @@ def batch_crossovers(found: Sequence[DecodeRow], p: int) -> dict[int, Crossover]
             kind[row.ctx].setdefault(row.batch, row)  # the first is the fastest
     between = {ctx: compare(power[ctx], softmax[ctx]) for ctx in sorted(power.keys() & softmax.keys())}
     return {ctx: one for ctx, one in between.items() if one.contexts}
+
+
+def speed_grids(found: Sequence[DecodeRow], p: int) -> list[SpeedGrid]:
+    """The grid of a degree, if it was measured at several batches beside softmax attention."""
+    between = batch_crossovers(found, p)
+    batches = sorted({batch for one in between.values() for batch in one.contexts})
+    if len(batches) < 2:
+        return []
+    lines = []
+    for ctx, one in between.items():
+        shown = zip(one.contexts, one.speedups, one.leads, strict=True)
+        cells = {batch: f"{speedup:.3g}x" if lead else "level" for batch, speedup, lead in shown}
+        lines.append((context_text(ctx), [cells.get(batch, "") for batch in batches]))
+    return [SpeedGrid(p, batches, lines)]
 
 
 def sentences(found: Sequence[DecodeRow], p: int) -> list[str]:

@@ -49,6 +49,13 @@ class Section:
     more: list[Plot]
     gaps: str | None
 
+    @property
+    def about(self) -> str:
+        """What goes after the name: details that it does not have already, and how much a case works on."""
+        setting = self.group.setting
+        details = [] if setting.details in self.name else [setting.details]
+        return ", ".join([*details, *([self.group.workload] if setting.batch is None else [])])
+
 
 @dataclass(frozen=True)
 class View:

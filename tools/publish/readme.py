@@ -187,12 +187,17 @@ def _power_and_softmax(curves: Sequence[Curve]) -> list[Curve]:
 
 
 def _decoding(published: Published) -> str:
-    """A sentence a context, of the first setting that a run holds; nothing while there is no run."""
+    """Of the first setting that a run holds, by context and batch; nothing while there is no run."""
     for name in published.have("decoding"):
         run = published.runs[name]
         for found in [one for one in decode_tables(run) if one.sentences][:1]:
-            said = " ".join(found.sentences)
-            return paragraph(f"{found.name} ([page]({published.page(name)}), `{command(run)}`): {said}")
+            said = f"{found.name} ([page]({published.page(name)}), `{command(run)}`)"
+            if not found.grids:
+                return paragraph(f"{said}: {' '.join(found.sentences)}")
+            grid = found.grids[0]
+            heads = ["context", *(f"batch {batch}" for batch in grid.batches)]
+            lines = [[ctx, *cells] for ctx, cells in grid.lines]
+            return f"{paragraph(f'{said}. {grid.title}; level: within the noise:')}\n\n{table(heads, lines)}"
     return ""
 
 
