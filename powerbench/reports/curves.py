@@ -98,7 +98,7 @@ class Group:
 
 
 def groups(all_rows: Sequence[Row]) -> list[Group]:
-    """The run split into settings, in a fixed order, each with its curves."""
+    """The run split into settings, each with its curves: those with curves first, then those of a single context."""
     plain: dict[Setting, list[Row]] = defaultdict(list)
     for row in all_rows:
         plain[_setting(row)].append(row)
@@ -114,7 +114,7 @@ def groups(all_rows: Sequence[Row]) -> list[Group]:
         for row in members:
             split[_setting(row, row.batch)].append(row)
         result.extend(Group(part, those, curves(those)) for part, those in split.items())
-    return sorted(result, key=lambda group: _order(group.setting))
+    return sorted(result, key=lambda group: (len({row.ctx for row in group.rows}) == 1, _order(group.setting)))
 
 
 def setting_names(found: Sequence[Group]) -> list[str]:
