@@ -201,9 +201,16 @@ def test_the_first_programs_take_the_last_that_are_due(monkeypatch, front, due, 
 
 
 def test_first_programs_only_where_not_all_run_at_once():
-    assert decode_tiling.front_sequences(1, 8 * 73) == 0
-    assert decode_tiling.front_sequences(4, 8 * 19) == 0
-    assert decode_tiling.front_sequences(16, 8 * 19) == decode_tiling.FRONT_SEQUENCES
+    assert decode_tiling.front_sequences(1, 8 * 73, 64) == 0
+    assert decode_tiling.front_sequences(4, 8 * 19, 64) == 0
+    assert decode_tiling.front_sequences(16, 8 * 19, 64) == decode_tiling.LEAST_FRONT
+
+
+@pytest.mark.parametrize(
+    ("batch", "window", "front"), [(64, 64, 2), (129, 64, 3), (256, 64, 4), (1024, 64, 4), (64, 1, 4)]
+)
+def test_first_programs_take_as_many_as_are_due_within_bounds(batch, window, front):
+    assert decode_tiling.front_sequences(batch, 8 * 19, window) == front
 
 
 def test_a_lazy_state_in_16_bits_is_read_in_as_many_bytes():

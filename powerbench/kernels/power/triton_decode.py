@@ -80,7 +80,7 @@ def triton_step(
     window = 0 if lazy is None else lazy.window
     slots = (None, None, None, None) if lazy is None else (lazy.k, lazy.v, lazy.a, lazy.count)
     early = starts_early(q.device)
-    front = 0 if lazy is None else front_sequences(B, heads * (programs + M))
+    front = 0 if lazy is None else front_sequences(B, heads * (programs + M), window)
     with torch.cuda.device_of(q):
         step_kernel[(front * heads * programs + B * heads * (programs + M),)](
             q, k, v, log_g, s, z, _rows_on(q.device, d, p, d_tile), *slots, num, den, since,
