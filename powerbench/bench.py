@@ -208,6 +208,9 @@ class Bench:
         return Closed(timed, failed and self.device.type == "cuda" and _is_lost())
 
 
+DRAWN_ELEMENTS = 2**30  # of an operand at once, in float32, unless one sequence has more
+
+
 def make_inputs(problem: Problem, device: torch.device, seed: int, *, decoding: bool = False) -> Inputs:
     """Random tensors for a problem, the same for the same seed and device type. Never zeros: they time too well."""
     generator = torch.Generator(device).manual_seed(seed)
@@ -217,7 +220,10 @@ def make_inputs(problem: Problem, device: torch.device, seed: int, *, decoding: 
         return torch.randn(*shape, device=device, generator=generator)
 
     def operand(tokens: int, heads: int, width: int) -> torch.Tensor:
-        return normal(B, tokens, heads, width).to(TORCH_DTYPES[problem.dtype])
+        whole = torch.empty(B, tokens, heads, width, dtype=TORCH_DTYPES[problem.dtype], device=device)
+        for part in whole.split(max(1, DRAWN_ELEMENTS // whole[0].numel())):
+            part.copy_(normal(*part.shape))
+        return whole
 
     queries = 1 if decoding else T
     return Inputs(

@@ -32,6 +32,7 @@ from powerbench.problem import Case, Problem
 # Two to ten times what correct kernels show (docs/measuring.md); a wrong mask, gate or tile shows 0.1 and more.
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4, "fp16": 1e-2, "bf16": 3e-2}
 REFERENCE_ELEMENTS = 2**24  # B * H * R * T of one float64 intermediate: 128 MiB
+DECODING_BYTES = 2**32  # of the reference of a decoding step, whose sequences and heads are taken some at a time
 MIN_ROWS = 8
 POISON_COPIES, POISON_BYTES = 16, 2**26  # of each tensor at most, and together
 POISON_PIECES = (2, 4, 8, 16, 32)  # fractions of a tensor
@@ -50,9 +51,8 @@ def tolerance(case: Case) -> float:
 def memory_bytes(case: Case) -> int:
     """Predicted device memory of the gate's reference, beside the case itself."""
     problem = case.problem
-    if case.pass_ == "decode":  # one sequence after the other
-        one = problem.heads * (problem.head_dim + REFERENCE_INTERMEDIATES)
-        return 8 * problem.seqlen * (one + problem.kv_heads * (problem.head_dim + problem.value_dim))
+    if case.pass_ == "decode":
+        return math.prod(_decoding_pieces(problem)) * _decoding_bytes(problem)
     elements = (problem.q_bytes + problem.k_bytes + problem.v_bytes + problem.y_bytes) // problem.itemsize
     rows = len(sample_rows(problem, 0))
     intermediates = REFERENCE_INTERMEDIATES * rows * problem.batch * problem.heads * problem.seqlen
@@ -111,12 +111,35 @@ def check_decoding(kernel: Kernel, case: Case, inputs: Inputs, decoder: Decoder)
     T, rows = inputs.k.shape[1], torch.tensor([inputs.k.shape[1] - 1], device=inputs.k.device)
     poison(_token(inputs))
     y = decoder.step().clone()
-    wanted = []
-    for b in range(len(inputs.k)):
-        one = {name: x if x is None else x[b : b + 1].double() for name, x in vars(inputs).items()}
-        queries = one["q"].expand(-1, T, -1, -1)  # the reference looks at the last row alone
-        wanted.append(kernel.reference(case, Inputs(**(one | {"q": queries})), rows))
-    return Gated(_row_error(y, torch.cat(wanted)), torch.zeros_like(rows), (y,))
+    sequences, heads = _decoding_pieces(case.problem)
+    wanted = torch.empty_like(y, dtype=torch.float64)
+    for i in range(0, len(inputs.k), sequences):
+        for j in range(0, inputs.k.shape[2], heads):
+            part = {name: x if x is None else _heads(x[i : i + sequences], case, j, heads).double()
+                    for name, x in vars(inputs).items()}  # fmt: skip
+            queries = part["q"].expand(-1, T, -1, -1)  # the reference looks at the last row alone
+            want = kernel.reference(case, Inputs(**(part | {"q": queries})), rows)
+            _heads(wanted[i : i + sequences], case, j, heads).copy_(want)
+    return Gated(_row_error(y, wanted), torch.zeros_like(rows), (y,))
+
+
+def _heads(x: torch.Tensor, case: Case, first: int, number: int) -> torch.Tensor:
+    """Of a tensor [B, T, heads, ...] what belongs to so many key/value heads; query heads are grouped over theirs."""
+    group = x.shape[2] // case.problem.kv_heads
+    return x[:, :, first * group : (first + number) * group]
+
+
+def _decoding_bytes(problem: Problem) -> int:
+    """Of a decoding step's reference, for one sequence and key/value head: float64 copies and intermediates."""
+    queries = problem.heads // problem.kv_heads * (problem.head_dim + REFERENCE_INTERMEDIATES)
+    return 8 * problem.seqlen * (queries + problem.head_dim + problem.value_dim)
+
+
+def _decoding_pieces(problem: Problem) -> tuple[int, int]:
+    """How many sequences and key/value heads a decoding step's reference takes at once: all heads, if they fit."""
+    fit = max(1, DECODING_BYTES // _decoding_bytes(problem))
+    heads = min(problem.kv_heads, fit)
+    return min(problem.batch, max(1, fit // problem.kv_heads)), heads
 
 
 def recheck_decoding(inputs: Inputs, decoder: Decoder, run: Callable[[], object], gated: Gated) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from powerbench import gate
-from powerbench.bench import PHASE_POLICY
+from powerbench.bench import DRAWN_ELEMENTS, PHASE_POLICY
 from powerbench.cost import Launch
 from powerbench.device import Device
 from powerbench.kernels.kernel import Kernel
@@ -122,8 +122,10 @@ def _plan_case(case: Case, kernel: Kernel, device: Device, ceilings: Ceilings, p
 
 def _shared_bytes(case: Case) -> int:
     """Predicted for the inputs, and for making them or for the gate, which only one contestant passes at a time."""
-    drawn = 4 * case.problem.v_bytes // case.problem.itemsize  # operands are drawn in float32, one after the other
-    return _input_bytes(case) + max(drawn, gate.memory_bytes(case))
+    problem = case.problem
+    values = problem.v_bytes // problem.itemsize
+    drawn = 4 * min(values, max(DRAWN_ELEMENTS, values // problem.batch))  # operands, one after the other, in pieces
+    return _input_bytes(case) + max(drawn, 2 * problem.gate_bytes, gate.memory_bytes(case))
 
 
 def _own_bytes(case: Case, kernel: Kernel) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import types
 from dataclasses import replace
@@ -12,8 +13,10 @@ import runs
 import torch
 from fakes import CEILINGS, CPU, Inline, fake, softmax
 
+from powerbench import gate
 from powerbench.bench import make_inputs
 from powerbench.cost import Cost, Launch, total
+from powerbench.device import Device
 from powerbench.kernels import packages
 from powerbench.kernels.kernel import Decoder, Decoding
 from powerbench.kernels.power import decode_cost
@@ -78,6 +81,62 @@ def test_every_contestant_of_the_cpu_is_right(ctx, gated):
     assert {one.case.params.chunk_size for one in measured} > {None, 1, 4}
     assert all(one.error < 1e-5 for one in measured)
     assert all(one.sequence_bytes for one in measured)
+
+
+@pytest.mark.parametrize("pieces", [(3, 2), (2, 2), (1, 2), (1, 1)])
+def test_the_reference_may_be_made_in_pieces(pieces, monkeypatch):
+    """Of sequences and key/value heads; what is right is right, and of one wrong head the error is the same."""
+    kernels = [TABLE[name] for name in ("power-torch", "linear-torch", "sdpa-cpu")]
+    kernels.append(fake("wrong", decoding=decoding(one_wrong_head)))
+    whole = measure(*kernels)
+    one = gate._decoding_bytes(whole[0].case.problem)
+    assert gate._decoding_pieces(whole[0].case.problem) == (3, 2)
+    monkeypatch.setattr(gate, "DECODING_BYTES", math.prod(pieces) * one)
+    assert gate._decoding_pieces(whole[0].case.problem) == pieces
+    assert gate.memory_bytes(whole[0].case) == math.prod(pieces) * one
+    parts = {part.case.kernel: part for part in measure(*kernels)}
+    assert {name: part.status for name, part in parts.items() if part.status != "ok"} == {"wrong": "wrong"}
+    for one in whole:
+        assert parts[one.case.kernel].error == pytest.approx(one.error, rel=1e-6)
+
+
+def one_wrong_head(inputs):
+    decoder = right(inputs)
+
+    def step():
+        y = decoder.step()
+        y[2, 0, 3] *= 1.1
+        return y
+
+    return Decoder(step, decoder.reset)
+
+
+def test_long_contexts_of_many_sequences_fit():
+    """Where k and v, 128 GiB, fit into an H200, what is beside them does, too."""
+    device = Device("cuda", "NVIDIA H200", 139 * 2**30)
+    suite = Suite(ctx=(2**18, 2**20), batch=(64, 256), p=(2,), pass_=("decode",), gated=True).on("cuda")
+    kernels = [
+        replace(TABLE[name], unsupported=lambda case, device_type: None) for name in ("power-triton", "sdpa-cudnn")
+    ]
+    fits = {
+        (item.case.problem.batch, item.case.problem.seqlen, item.case.kernel)
+        for item in plan(suite, kernels, device, CEILINGS)
+        if item.memory_bytes <= device.memory_bytes
+    }
+    assert fits == {
+        (b, t, name) for b, t in ((64, 2**18), (64, 2**20), (256, 2**18)) for name in ("power-triton", "sdpa-cudnn")
+    }
+
+
+def test_inputs_are_drawn_in_pieces(monkeypatch):
+    problem = Problem(3, 40, 4, 2, 8, 8, "bf16", True)
+    monkeypatch.setattr("powerbench.bench.DRAWN_ELEMENTS", 2 * 40 * 2 * 8)  # of k two sequences, and then one
+    one, same = (make_inputs(problem, torch.device("cpu"), 0, decoding=True) for _ in range(2))
+    assert one.k.shape == (3, 40, 2, 8)
+    assert one.k.dtype is torch.bfloat16
+    assert torch.equal(one.k, same.k)
+    assert 0.9 < one.k.float().std() < 1.1
+    assert not torch.equal(one.k[0], one.k[2])
 
 
 def test_who_has_no_decoding_says_so():
