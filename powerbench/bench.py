@@ -24,6 +24,7 @@ from powerbench.timing import Method, Policy, Timer, time_call
 
 # Phases explain a time and are not ranked by theirs: half the samples, so that they cost less than the case itself.
 PHASE_POLICY = Policy(min_seconds=0.2, max_samples=50)
+DRAWN_ELEMENTS = 2**30  # of an operand at once, in float32, unless one sequence has more
 SLOW_GATES = 6.9  # log_g = logsigmoid(randn + 6.9): half-life about 700 tokens, so that a wrong state is seen
 NANOSECOND_DIGITS = 6  # of ms: what clocks resolve, so that files hold no digits without meaning
 
@@ -206,9 +207,6 @@ class Bench:
         timed = _time_phases(self.kernels[case.kernel], case, self._inputs, self) if phases else ()
         failed = any(phase.message for phase in timed)
         return Closed(timed, failed and self.device.type == "cuda" and _is_lost())
-
-
-DRAWN_ELEMENTS = 2**30  # of an operand at once, in float32, unless one sequence has more
 
 
 def make_inputs(problem: Problem, device: torch.device, seed: int, *, decoding: bool = False) -> Inputs:

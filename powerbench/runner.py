@@ -118,8 +118,8 @@ def _refused(item: PlannedCase, device: Device) -> Measurement | None:
     if item.memory_bytes <= device.memory_bytes:
         return None
     need, have = _gib(item.memory_bytes), _gib(device.memory_bytes)
-    inputs = _gib(item.memory_bytes - item.own_bytes)  # of a decode row all of the context, whatever the kernel keeps
-    message = f"predicted: needs about {need}, {inputs} of it for the problem's inputs; the device has {have} free"
+    shared = _gib(item.memory_bytes - item.own_bytes)  # of a decode row all of its context, whatever the kernel keeps
+    message = f"predicted: needs about {need}, {shared} of it for inputs and reference; the device has {have} free"
     return Measurement(case=item.case, status="oom", message=message, launches=item.launches)
 
 

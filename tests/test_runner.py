@@ -504,7 +504,7 @@ def test_unsupported_and_predicted_oom_never_run():
     assert (refused.status, refused.message) == ("unsupported", "needs a flux capacitor")
     assert large.status == "oom"
     assert (
-        "predicted: needs about 1024.0 GiB, 0.0 GiB of it for the problem's inputs; the device has 1.0 GiB free"
+        "predicted: needs about 1024.0 GiB, 0.0 GiB of it for inputs and reference; the device has 1.0 GiB free"
         in large.message
     )
 
