@@ -10,9 +10,10 @@ bench: .venv/.installed
 	$(BIN)/powerbench sweep --p 2 -o $(RUN).jsonl
 	$(BIN)/powerbench report $(RUN).jsonl -o $(RUN).html
 
+# One thread each: the tests share the cores, and the threads of their sweeps would wait for each other.
 test: .venv/.installed-dev chromium
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 # PyTorch kernels of this tree against the merge base, or against the last commit where there is none. On a busy machine
 # nothing is sure, and that is no failure. One thread: docs/gate.md says why.
