@@ -125,7 +125,8 @@ def _shared_bytes(case: Case) -> int:
     problem = case.problem
     values = problem.v_bytes // problem.itemsize
     drawn = 4 * min(values, max(DRAWN_ELEMENTS, values // problem.batch))  # operands, one after the other, in pieces
-    return _input_bytes(case) + max(drawn, 2 * problem.gate_bytes, gate.memory_bytes(case))
+    gates = 2 * problem.gate_bytes  # drawn whole, and two tensors on the way
+    return _input_bytes(case) + max(drawn, gates, gate.memory_bytes(case))
 
 
 def _own_bytes(case: Case, kernel: Kernel) -> int:

@@ -104,10 +104,13 @@ def test_a_slowdown_of_5_percent_is_caught(quiet):
 
 
 def test_what_it_says_it_can_see_it_sees(quiet):
-    """`detectable` is what 95 % of comparisons as noisy as this one would show: planted in it, it is found so often."""
+    """`detectable` is what 95 % of comparisons as noisy as this one would show: planted in it, it is found so often.
+
+    In a comparison of its own, which may find the machine less quiet, as often as docs/gate.md says.
+    """
     generator = np.random.default_rng(13)
     noise = Noise(0.0075, outliers=0.01)
-    found = []
+    found, elsewhere = [], []
     for _ in range(100):
         series = drawn(quiet, generator)
         old = simulated(noise, series, generator)
@@ -115,7 +118,10 @@ def test_what_it_says_it_can_see_it_sees(quiet):
         seen = compare(old, simulated(noise, series, generator)).cases[SLOWER].detectable
         slow = compare(old, simulated(noise, series, again, {SLOWER: 1 + seen})).cases[SLOWER]
         found.append(slow.verdict == "regression")
+        other = compare(old, simulated(noise, series, generator, {SLOWER: 1 + seen})).cases[SLOWER]
+        elsewhere.append(other.verdict == "regression")
     assert 0.90 <= np.mean(found) <= 0.99
+    assert 0.79 <= np.mean(elsewhere) <= 0.89
 
 
 def session(pool, generator, noise, drift_each_run, slower=1.0):

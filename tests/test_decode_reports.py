@@ -114,7 +114,7 @@ def test_the_page_has_a_section_of_decoding():
     assert "faster than softmax attention; the lead changes at batch" in section
     assert "power-triton, p = 2, plain" in section
     grid, rest = section.split("</table>", 1)
-    assert "<td>0.5x</td><td>4x</td>" in grid.split("1k</th>")[1].splitlines()[0]
-    assert "<td></td><td>20x</td>" in grid.split("64k</th>")[1].splitlines()[0]
+    assert "<td>0.500x</td><td>4.00x</td>" in grid.split("1k</th>")[1].splitlines()[0]
+    assert "<td></td><td>20.00x</td>" in grid.split("64k</th>")[1].splitlines()[0]
     assert rest.count("<tr>") == 1 + 8
     assert 'id="run1-decoding"' not in page([runs.run([measured("sdpa-cudnn", 1024, 1, 0.1, pass_="fwd")])])

@@ -20,15 +20,21 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 RUNS = sorted((ROOT / "results").rglob("*.jsonl"))
 OWN = ("power", "linear")  # families of this project
+FAILING = ("window-flash-3",)  # fa3-fwd is built without sliding windows, which was not known before that run
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_published_runs_are_whole_and_right(path):
-    """A wrong or failed row of somebody else's kernel is a finding; ours are right, where they fit into memory."""
+    """A wrong row of somebody else's kernel is a finding; ours are right. Decoding's largest contexts do not fit."""
     run = load(path)
     assert not run.warnings
-    assert {row.status for row in rows(run)} <= {"ok", "unsupported", "oom", "failed", "wrong"}
-    assert not [row.case_id for row in rows(run) if row.status in ("failed", "wrong") and row.family in OWN]
+    statuses = {"ok", "unsupported", "wrong"}
+    assert {row.status for row in rows(run) if row.pass_ != "decode" and row.kernel not in FAILING} <= statuses
+    assert {row.status for row in rows(run) if row.kernel in FAILING} <= {*statuses, "failed", "oom"}
+    assert {row.status for row in rows(run) if row.pass_ == "decode"} <= {*statuses, "oom"}
+    assert not [row.case_id for row in rows(run) if row.status == "wrong" and row.family in OWN]
+    ours = [row.reason for row in rows(run) if row.status == "oom" and row.family in OWN]
+    assert all(reason.startswith("predicted: ") for reason in ours), "k and v of the context do not fit"
     assert all(row.valid for row in rows(run) if row.status == "ok")
     assert run.header.environment.commit
 

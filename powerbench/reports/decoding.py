@@ -148,7 +148,7 @@ def speed_grids(found: Sequence[DecodeRow], p: int) -> list[SpeedGrid]:
     lines = []
     for ctx, one in between.items():
         shown = zip(one.contexts, one.speedups, one.leads, strict=True)
-        cells = {batch: f"{speedup:.3g}x" if lead else "level" for batch, speedup, lead in shown}
+        cells = {batch: f"{significant(speedup)}x" if lead else "level" for batch, speedup, lead in shown}
         lines.append((context_text(ctx), [cells.get(batch, "") for batch in batches]))
     return [SpeedGrid(p, batches, lines)]
 

@@ -109,7 +109,7 @@ def _over_contexts(published: Published, name: str, words: str, pass_: str) -> s
     shown = {one: found[one] for one in CONTESTANTS if one in found}
     contexts = sorted({ctx for points in shown.values() for ctx in points if ctx & (ctx - 1) == 0})
     lines = [
-        [_label(kernel, p, max((row.window or 0 for row in points.values()), default=0))]
+        [_label(kernel, p, max(row.window or 0 for row in points.values()))]
         + [significant(points[ctx].median_ms or 0.0) if ctx in points else "" for ctx in contexts]
         for (kernel, p), points in shown.items()
     ]
