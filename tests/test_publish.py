@@ -126,7 +126,9 @@ def test_readme_has_a_table_of_decoding_by_context_and_batch(tmp_path):
         for batch in (1, 16)
     ]
     said = readme.parts(root(tmp_path, decode=found))["decoding"]
-    assert said.endswith("| context | batch 1 | batch 16 |\n|---:|---:|---:|\n| 1k | 13.00x | 13.00x |\n| 64k | 13.00x | 13.00x |")
+    assert said.endswith(
+        "| context | batch 1 | batch 16 |\n|---:|---:|---:|\n| 1k | 13.00x | 13.00x |\n| 64k | 13.00x | 13.00x |"
+    )
 
 
 def test_a_wrong_row_is_a_finding(tmp_path):
