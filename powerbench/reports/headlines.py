@@ -1,7 +1,7 @@
 """What several runs of one device say together, in sentences: each question answered by the run that knows most of it.
 
-A setting that several runs measured is told once, by the run that holds it at the most contexts, the later one where
-they are equal.
+A setting that several runs measured is told once, by the run that holds it at the most contexts; where these are
+equally many by the one that goes further, and then by the later one.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def headlines(runs: Sequence[Run]) -> list[Headlines]:
 def _of_device(device: str, runs: Sequence[Run]) -> Headlines:
     told = [one for run in runs for one in _told(run)]
     shared = [one for one in told if one.shared]
-    compared = _once(shared, lambda one: (len(one.shared),))
+    compared = _once(shared, lambda one: (len(one.shared), one.shared[-1]))
     names = _names(told)
     table = [longest(names[one.group.setting], one.p, one.run, one.group, one.power, one.shared[-1])
              for one in sorted(_once(shared, _rivals_at_the_end), key=_order)]  # fmt: skip
