@@ -20,6 +20,7 @@ from powerbench.device import Device
 from powerbench.kernels import packages
 from powerbench.kernels.kernel import Decoder, Decoding
 from powerbench.kernels.power import decode_cost
+from powerbench.kernels.power.decode_tiling import walks
 from powerbench.kernels.power.feature_map import spow_dim, tspow_dim
 from powerbench.kernels.table import KERNELS
 from powerbench.plan import plan
@@ -307,6 +308,17 @@ def test_grouped_queries_execute_a_whole_matrix():
     grouped = Problem(64, 65536, 8, 2, 64, 64, "bf16", True)
     cost = decode_cost.triton_launches(of(1, grouped), True)[0].cost
     assert cost.executed_flops > 2 * 2304 * 64 * 64 * 2 * 16
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_no_case_keeps_a_bfloat16_state(dtype):
+    """So that no step walks over one: the partial sums that the ledger counts are those of `split`."""
+    problem = Problem(2, 4, 2, 2, 16, 16, dtype, True)
+    case = of(1, problem, name="power-torch")
+    decoder = TABLE["power-torch"].decoding.prepare(case, make_inputs(problem, torch.device("cpu"), 0, decoding=True))
+    state = next(cell.cell_contents for cell in decoder.step.__closure__ if isinstance(cell.cell_contents, tuple))
+    assert state.s.dtype is torch.float32
+    assert not walks(256, 16, 4, 1, state.s.element_size(), lazy=False, dense=True, processors=132)
 
 
 @pytest.mark.parametrize("chunk", [1, 64])

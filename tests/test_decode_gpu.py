@@ -27,8 +27,9 @@ def tokens(inputs, first, end):
     return [x[:, first:end] for x in inputs]
 
 
-def start(inputs, split, window, **options):
+def start(inputs, split, window, dtype=torch.float32, **options):
     _, state = power_attention(*tokens(inputs, 0, split), return_state=True, **options)
+    state = PowerState(state.s.to(dtype), state.z)
     return LazyState.begin(state, inputs[0].shape[-1], inputs[0].dtype, window) if window else state
 
 
@@ -57,17 +58,17 @@ def test_prefill_then_steps_is_one_long_forward(p, d, e, d_tile, heads, kv_heads
     assert relative_error(torch.cat(outputs, dim=1), want) < BF16
 
 
-@pytest.mark.parametrize("window", [None, 5])
-def test_never_waits_and_can_be_captured(window):
+@pytest.mark.parametrize(("window", "dtype"), [(None, torch.float32), (None, torch.bfloat16), (5, torch.float32)])
+def test_never_waits_and_can_be_captured(window, dtype):
     """One captured step, replayed on the tokens that are copied into its inputs, decodes a sequence."""
     exact = make_inputs(340, d=64, e=64, heads=4, kv_heads=4, batch=4)
     inputs = [x.to("cuda", torch.bfloat16 if i < 3 else torch.float32) for i, x in enumerate(exact)]
-    want, state = [], start(inputs, 300, window, p=2)
+    want, state = [], start(inputs, 300, window, dtype, p=2)
     for t in range(300, 340):
         y, state = power_attention_step(*tokens(inputs, t, t + 1), state, p=2, in_place=True)
         want.append(y)
     token = [x.clone() for x in tokens(inputs, 300, 301)]
-    moved = start(inputs, 300, window, p=2)
+    moved = start(inputs, 300, window, dtype, p=2)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -96,10 +97,11 @@ def made_state(batch, heads, d, window, dtype=torch.float32):
     return state
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 64])
-def test_same_bits_every_time(window):
+def test_same_bits_every_time(window, dtype):
     token = [torch.randn(8, 1, 4, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
-    state = made_state(8, 4, 64, window)
+    state = made_state(8, 4, 64, window, dtype)
     (first, one), (again, two) = (power_attention_step(*token, None, state, p=2, d_tile=8) for _ in range(2))
     assert torch.equal(first, again)
     sums = [x.state if window else x for x in (one, two)]
@@ -121,7 +123,8 @@ def milliseconds(call, repeats=20):
     return sorted(times)[repeats // 2]
 
 
-@pytest.mark.parametrize(("window", "dtype"), [(None, torch.float32), (64, torch.float32), (64, torch.bfloat16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 64])
 def test_a_large_batch_is_bound_by_memory(window, dtype):
     """At batch 64 a step moves its state at 70 % of the copy bandwidth at least; a lazy one 0.6 times the bytes."""
     batch, heads = 64, 8

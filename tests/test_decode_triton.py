@@ -12,6 +12,7 @@ import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 from power_inputs import make_inputs, relative_error  # noqa: E402
 
@@ -20,17 +21,6 @@ from powerbench.kernels.power import decode_tiling, triton_decode  # noqa: E402
 from powerbench.kernels.power.feature_map import feature_map, tspow_dim  # noqa: E402
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-4 if DEVICE == "cpu" else 5e-3}
-
-
-@pytest.fixture(autouse=True)
-def nan_filled_memory(monkeypatch):
-    make = torch.empty
-
-    def made(*args, **options):
-        x = make(*args, **options)
-        return x.fill_(float("nan")) if x.is_floating_point() else x
-
-    monkeypatch.setattr(torch, "empty", made)
 
 
 def cast(inputs, dtype):

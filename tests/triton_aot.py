@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from powerbench.kernels.power import hopper, triton_decode
 from powerbench.kernels.power.feature_map import tspow_dim
@@ -50,7 +51,10 @@ def compile_only(found: dict):
         signature, constants, hints = {}, {}, {}
         for position, (name, parameter) in enumerate(zip(self.arg_names, self.params, strict=True)):
             value = values[name]
-            if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            if isinstance(value, TensorDescriptor):
+                block = ",".join(map(str, value.block_shape))
+                signature[name] = f"tensordesc<{POINTERS[value.base.dtype][1:]}[{block}]>"
+            elif parameter.is_constexpr or value is None or (type(value) is int and value == 1):
                 signature[name], constants[name] = "constexpr", value
             elif isinstance(value, float):
                 signature[name] = "fp32"
@@ -91,11 +95,12 @@ def compile_backward(p: int, d: int, e: int, d_tile: int, dtype: str) -> None:
 
 
 def compile_step(p: int, d: int, e: int, d_tile: int, dtype: str) -> None:
-    """One token on a plain state, three on a lazy one, whose queries then are a matrix."""
+    """One token on a plain state, in bfloat16 too where that may be, and three on a lazy one, as a matrix."""
     dim = tspow_dim(d, p, d_tile)
     state = PowerState(torch.empty(64, 8, dim, e, device="meta"), torch.empty(64, 8, dim, device="meta"))
     lazy = LazyState.begin(state, d, getattr(torch, dtype))
-    for T, past in ((1, state), (1, lazy), (3, lazy)):
+    low = [] if dtype == "float32" else [(1, PowerState(state.s.bfloat16(), state.z))]
+    for T, past in ((1, state), *low, (1, lazy), (3, lazy)):
         q, k, v = (torch.empty(64, T, 8, n, dtype=getattr(torch, dtype), device="meta") for n in (d, d, e))
         log_g = torch.empty(64, T, 8, device="meta")
         triton_decode.triton_step(q, k, v, log_g, past, p=p, d_tile=d_tile, scale=d**-0.5, normalize=p % 2 == 0)
@@ -107,6 +112,7 @@ def main() -> None:
     for p, d, e, d_tile, dtype, on_hopper in json.loads(sys.argv[1]):
         hopper.serves = lambda *_, on_hopper=on_hopper: on_hopper
         triton_decode.starts_early = lambda _, on_hopper=on_hopper: on_hopper
+        triton_decode.walking_processors = lambda _, on_hopper=on_hopper: 132 if on_hopper else 0
         q, k, v = (torch.empty(1, 4096, 8, n, dtype=getattr(torch, dtype), device="meta") for n in (d, d, e))
         forward_launches(
             q, k, v, torch.empty(1, 4096, 8, device="meta"),

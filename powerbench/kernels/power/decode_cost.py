@@ -9,7 +9,8 @@ Useful FLOPs, D = D_spow(d, p): 2 D e a query head to read the state, 2 D e a ke
 Triton kernel multiplies a group's queries as a matrix, that matrix in full (`triton_decode`).
 
 Bytes: S and z, read every step (z where the output is normalised) and written every C steps (z then also read); the
-window; the token's q, k, v, gate and y; and what a backend passes from one part of a step to the next.
+window; the token's q, k, v, gate and y; and what a backend passes from one part of a step to the next. A state is
+float32 (float64 for float64) in every case, so that no step of a case walks over it (`decode_tiling.walks`).
 """
 
 from __future__ import annotations

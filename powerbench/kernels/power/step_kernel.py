@@ -1,5 +1,7 @@
 """Decoding in Triton, the kernels: one step of every sequence and head, on a plain or a lazy state.
 
+A plain bfloat16 state has a kernel of its own (`walk_kernel`) in place of the first, wherever that can serve.
+
 `step_kernel` reads each state once. The programs of a sequence and key/value head are of two kinds. The first take one
 query each, and attend to the window and the new tokens, none of which is in the state yet; where the window is not full
 they put the new tokens into it, in slots that no program reads. The others take some tiles of the state's rows each and
@@ -35,6 +37,7 @@ from powerbench.kernels.power.step_parts import (
     read_tile,
     sum_tokens,
     tokens_of,
+    walker_of,
 )
 
 
@@ -180,27 +183,34 @@ def step_kernel(
                     tl.store(p_z + o_row, b_z, mask=m_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["run", "extra"])
 def combine_kernel(
-    num_ptr, den_ptr, since_ptr, y_ptr, count_ptr, scale_p, splits, window,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, T: tl.constexpr, M: tl.constexpr, E: tl.constexpr,
+    num_ptr, den_ptr, since_ptr, y_ptr, count_ptr, scale_p, splits, window, run, extra,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, T: tl.constexpr, M: tl.constexpr, E: tl.constexpr, TILES: tl.constexpr,
     NORMALIZE: tl.constexpr, LAZY: tl.constexpr, BP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """y of one query: the sum of its partial sums; and, by one program a sequence, the count of its window."""
+    """y of one query: the sum of its partial sums; and, by one program a sequence, the count of its window.
+
+    After a walk (TILES: tiles of a state, else 0) only as many of the `splits` places were filled as walkers met it.
+    """
     pid = tl.program_id(0)
     i_bh = (pid // M).to(tl.int64)
     i_m = pid % M
     i_b = i_bh // HEADS
     i_h = i_bh % HEADS
     o_e = tl.arange(0, E)
+    parts = splits
+    if TILES > 0:
+        i_tile = pid // M * TILES
+        parts = walker_of(i_tile + TILES - 1, run, extra) - walker_of(i_tile, run, extra) + 1
     b_num = tl.zeros([E], tl.float32)
     den = 0.0
     if EARLY:  # started beside the last programs of `step`: what those leave is there from here on
         tl.extra.cuda.gdc_wait()
     since = tl.load(since_ptr + pid)
-    for i in tl.range(0, splits + 1, BP, num_stages=1):
+    for i in tl.range(0, parts + 1, BP, num_stages=1):
         o_p = i + tl.arange(0, BP)
-        m_p = o_p <= splits
+        m_p = o_p <= parts
         o_m = (i_bh * (splits + 1) + o_p) * M + i_m
         b_decay = tl.where(o_p > 0, since, 1.0)  # the first one is over the tokens
         b_part = tl.load(num_ptr + o_m[:, None] * E + o_e[None, :], mask=m_p[:, None], other=0.0)

@@ -1,4 +1,4 @@
-"""Decoding in Triton, the parts of `step_kernel`: phi, gates, and what a tile or a query does with the tokens."""
+"""Decoding in Triton, the parts of the kernels: phi, gates, and what a tile or a query does with the tokens."""
 
 from __future__ import annotations
 
@@ -34,12 +34,28 @@ def features(b_x, b_rows, P: tl.constexpr):
 
 
 @triton.jit
+def features_at(p_x, b_rows, P: tl.constexpr):
+    """phi [ROWS] of the token at p_x, float32: gathered from memory, without the barriers of shared memory."""
+    b_phi = tl.load(p_x + index_of(b_rows, 0)).to(tl.float32)
+    for i in tl.static_range(1, P):
+        b_phi *= tl.load(p_x + index_of(b_rows, i)).to(tl.float32)
+    return b_phi
+
+
+@triton.jit
 def features_of_many(p_x, m_x, b_rows, P: tl.constexpr):
     """phi [N, ROWS] of the tokens at p_x [N], float32; 0 where m_x [N] is not set."""
     b_phi = tl.load(p_x[:, None] + index_of(b_rows, 0)[None, :], mask=m_x[:, None], other=0.0).to(tl.float32)
     for i in tl.static_range(1, P):
         b_phi *= tl.load(p_x[:, None] + index_of(b_rows, i)[None, :], mask=m_x[:, None], other=0.0).to(tl.float32)
     return b_phi
+
+
+@triton.jit
+def walker_of(g, run, extra):
+    """Who has tile g, where the first `extra` walkers have run + 1 tiles each and those after them `run`."""
+    longer = extra * (run + 1)
+    return tl.where(g < longer, g // (run + 1), extra + (g - longer) // run)
 
 
 @triton.jit

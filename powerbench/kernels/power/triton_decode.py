@@ -1,6 +1,7 @@
 """Decoding in Triton: the two launches of a step (`step_kernel`). Deterministic; never waits for the device.
 
-With M = T * H / Hk queries a key/value head, and the programs of a state (`decode_tiling.split`):
+With M = T * H / Hk queries a key/value head, and the programs of a state (`decode_tiling.split`), or the most that meet
+it where a plain bfloat16 state is walked over (`decode_tiling.walks`; `walk_kernel` is the first launch then):
 
     step       reads   q, k, v, log_g of the new tokens; S, and z where normalised or moved on (a lazy state that moves
                        on a second time, from the L2); the window's k, v, a
@@ -21,19 +22,29 @@ operands (float32 for float32 inputs), as in prefill; so do the tokens of a wind
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from powerbench.kernels.power.decode_tiling import (
     FOLD_TOKENS,
+    WALK_LANES,
+    WALK_REGISTERS,
+    WALK_ROWS,
+    WALK_STAGES,
     WINDOW_TOKENS,
+    Split,
+    Walk,
     front_sequences,
     most_registers,
     packed_indices,
     piece,
     split,
+    walk,
+    walks,
     window_stages,
 )
 from powerbench.kernels.power.gates import LOG_GATE_MIN
@@ -41,9 +52,11 @@ from powerbench.kernels.power.state import LazyState, PowerState
 from powerbench.kernels.power.step_kernel import combine_kernel, step_kernel
 from powerbench.kernels.power.tiling import check_sizes
 from powerbench.kernels.power.triton_backend import contiguous_rows, operand_dtypes
+from powerbench.kernels.power.walk_kernel import walk_kernel
 
 NUM_WARPS = 4
 MAX_PARTS = 64  # partial sums that `combine` adds at once
+TMA_ALIGNMENT = 16  # bytes
 
 
 @torch.no_grad()
@@ -72,35 +85,90 @@ def triton_step(
     s, z = (x.flatten(0, 1) for x in (state if lazy is None else lazy.state))
     q, k, v = (contiguous_rows(x) for x in (q, k, v))
     M = T * H // heads
-    rows, tiles, programs = split(s.shape[1], e, B * heads, M, lazy is not None, s.element_size())
+    way = _walk_over(s, M, lazy is not None)
+    cut = split(s.shape[1], e, B * heads, M, lazy is not None, s.element_size())
+    parts = cut.programs if way is None else way.slots
     y = torch.empty(B, T, H, e, dtype=q.dtype, device=q.device)
-    num = torch.empty(B * heads, programs + 1, M, e, dtype=torch.float32, device=q.device)
-    den = torch.empty(B * heads, programs + 1, M, dtype=torch.float32, device=q.device) if normalize else None
+    num = torch.empty(B * heads, parts + 1, M, e, dtype=torch.float32, device=q.device)
+    den = torch.empty(B * heads, parts + 1, M, dtype=torch.float32, device=q.device) if normalize else None
     since = torch.empty(B * heads, M, dtype=torch.float32, device=q.device)
-    window = 0 if lazy is None else lazy.window
-    slots = (None, None, None, None) if lazy is None else (lazy.k, lazy.v, lazy.a, lazy.count)
     early = starts_early(q.device)
-    front = 0 if lazy is None else front_sequences(B, heads * (programs + M), window)
+    read = (q, k, v, log_g, s, z, _rows_on(q.device, d, p, d_tile))
+    constants = {
+        "HEADS": heads, "P": p, "HEAD": d, "E": e, "W": d_tile, "GATED": log_g is not None, "NORMALIZE": normalize,
+        "MIN": LOG_GATE_MIN, "EARLY": early, "num_warps": NUM_WARPS,
+    }  # fmt: skip
     with torch.cuda.device_of(q):
-        step_kernel[(front * heads * programs + B * heads * (programs + M),)](
-            q, k, v, log_g, s, z, _rows_on(q.device, d, p, d_tile), *slots, num, den, since,
-            B, s.shape[1], tiles, programs, window,
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *((0, 0, 0) if log_g is None else log_g.stride()),
-            s.stride(0), z.stride(0),
-            HEADS=heads, GROUP=H // heads, T=T, TP=triton.next_power_of_2(T), M=M,
-            MP=1 if M == 1 else max(16, triton.next_power_of_2(M)), P=p, HEAD=d, E=e, W=d_tile,
-            GATED=log_g is not None, NORMALIZE=normalize, LAZY=lazy is not None, MIN=LOG_GATE_MIN, ROWS=rows,
-            PIECE=piece(rows, e), FOLD=FOLD_TOKENS, BT=WINDOW_TOKENS, STAGES=window_stages(d, e, q.element_size()),
-            OP=operand_dtypes(q.dtype)[1], FRONT=front, BP=triton.next_power_of_2(B) if front else 1,
-            EARLY=early, num_warps=NUM_WARPS,
-            maxnreg=most_registers(e, M, lazy is not None, s.element_size(), q.element_size()),
-        )  # fmt: skip
+        if way is None:
+            _launch_step(*read, lazy, num, den, since, cut, constants)
+        else:
+            _launch_walk(*read, num, den, since, way, constants)
         combine_kernel[(B * heads * M,)](
-            num, den, since, y, slots[3], scale**p, programs, window,
-            HEADS=heads, GROUP=H // heads, T=T, M=M, E=e, NORMALIZE=normalize, LAZY=lazy is not None,
-            BP=min(MAX_PARTS, triton.next_power_of_2(programs + 1)), EARLY=early, num_warps=NUM_WARPS, launch_pdl=early,
+            num, den, since, y, None if lazy is None else lazy.count, scale**p, parts,
+            0 if lazy is None else lazy.window, *((0, 0) if way is None else (way.run, way.extra)),
+            HEADS=heads, GROUP=H // heads, T=T, M=M, E=e, TILES=0 if way is None else way.tiles, NORMALIZE=normalize,
+            LAZY=lazy is not None, BP=min(MAX_PARTS, triton.next_power_of_2(parts + 1)), EARLY=early,
+            num_warps=NUM_WARPS, launch_pdl=early,
         )  # fmt: skip
     return y
+
+
+def _walk_over(s: Tensor, queries: int, lazy: bool) -> Walk | None:
+    """How a step walks over the states s [B * Hk, D, e]; None where it does not (`walks`)."""
+    states, dim, e = s.shape
+    dense = s.is_contiguous() and s.data_ptr() % TMA_ALIGNMENT == 0
+    processors = walking_processors(s.device)
+    if not walks(dim, e, states, queries, s.element_size(), lazy=lazy, dense=dense, processors=processors):
+        return None
+    return walk(dim, states, processors)
+
+
+def _launch_step(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor, z: Tensor, rows: Tensor, lazy: LazyState | None,
+    num: Tensor, den: Tensor | None, since: Tensor, cut: Split, constants: dict[str, Any],
+) -> None:  # fmt: skip
+    """`step_kernel` on the states s [B * Hk, D, e] and z [B * Hk, D], cut by `cut`."""
+    B, T, H, d = q.shape
+    heads, e = v.shape[2:]
+    M = T * H // heads
+    window = 0 if lazy is None else lazy.window
+    front = 0 if lazy is None else front_sequences(B, heads * (cut.programs + M), window)
+    step_kernel[(front * heads * cut.programs + B * heads * (cut.programs + M),)](
+        q, k, v, log_g, s, z, rows, *((None,) * 4 if lazy is None else (lazy.k, lazy.v, lazy.a, lazy.count)),
+        num, den, since, B, s.shape[1], cut.tiles, cut.programs, window,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *((0, 0, 0) if log_g is None else log_g.stride()),
+        s.stride(0), z.stride(0),
+        GROUP=H // heads, T=T, TP=triton.next_power_of_2(T), M=M,
+        MP=1 if M == 1 else max(16, triton.next_power_of_2(M)), LAZY=lazy is not None, ROWS=cut.rows,
+        PIECE=piece(cut.rows, e), FOLD=FOLD_TOKENS, BT=WINDOW_TOKENS, STAGES=window_stages(d, e, q.element_size()),
+        OP=operand_dtypes(q.dtype)[1], FRONT=front, BP=triton.next_power_of_2(B) if front else 1,
+        maxnreg=most_registers(e, M, lazy is not None, s.element_size(), q.element_size()), **constants,
+    )  # fmt: skip
+
+
+def _launch_walk(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor, z: Tensor, rows: Tensor,
+    num: Tensor, den: Tensor | None, since: Tensor, way: Walk, constants: dict[str, Any],
+) -> None:  # fmt: skip
+    """`walk_kernel` on the states s [B * Hk, D, e], bfloat16 and contiguous, and z [B * Hk, D]."""
+    pairs = s.view(torch.int32).flatten(0, 1)  # [B * Hk * D, e / 2]
+    tile = TensorDescriptor.from_tensor(pairs, [WALK_ROWS, pairs.shape[1]])
+    strides = (x.stride(i) for x in (q, k, v) for i in (0, 2))
+    walk_kernel[(len(s) + way.walkers,)](
+        q, k, v, log_g, tile, z, rows, num, den, since, len(s), way.slots, way.run, way.extra,
+        *strides, *((0, 0) if log_g is None else (log_g.stride(0), log_g.stride(2))), z.stride(0),
+        ROWS=WALK_ROWS, TILES=way.tiles, LANES=WALK_LANES, STAGES=WALK_STAGES, maxnreg=WALK_REGISTERS, **constants,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=16)
+def walking_processors(device: torch.device) -> int:
+    """Multiprocessors of a device that has TMA, else 0; of the interpreter one, so that runs are long there."""
+    if triton.knobs.runtime.interpret:
+        return 1
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
+        return 0
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @lru_cache(maxsize=16)
