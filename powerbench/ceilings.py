@@ -17,7 +17,9 @@ from powerbench.timing import Policy, time_call, time_enqueue
 
 # A few shapes, the best counts: libraries differ in which size they like. Ascending: see `_matmul`.
 MATMUL_SIZES = {"cpu": (256, 512, 1024, 2048), "cuda": (4096, 8192)}
-STREAM_BYTES = {"cpu": 256 * 1024**2, "cuda": 2 * 1024**3}
+# Far larger than the caches. The flush before a sample leaves an L2 of lines that have yet to be written back (on an
+# H200 8.5 us of a read): half a per cent of 8 GiB, but 2 % of 2 GiB, as much as a row may exceed the roof.
+STREAM_BYTES = {"cpu": 256 * 1024**2, "cuda": 8 * 1024**3}
 LONGEST_CALL_SECONDS = 0.1  # no larger shape is tried that must take longer: a CPU may do fp16 at 1 GFLOP/s
 QUICK = Policy(min_samples=5, min_seconds=0.15, max_samples=100)  # a shape, within a sweep
 THOROUGH = Policy(min_samples=10, min_seconds=0.5, max_samples=200)  # a shape, by `powerbench ceilings`
@@ -27,9 +29,8 @@ TF32_CAPABILITY = (8, 0)  # of the first GPUs that have bf16 and tf32; older one
 
 
 def measure_ceilings(device: Device, dtypes: Iterable[str]) -> Ceilings:
-    """What the roofline uses, and no more: the matmul rate of each dtype and the copy bandwidth. Within seconds."""
-    copy, _ = _stream(device, QUICK, read=False)
-    return Ceilings.of([*(_matmul(device, dtype, QUICK) for dtype in dtypes), copy])
+    """What the roofline uses, and no more: the matmul rate of each dtype, copy and read bandwidth. Within seconds."""
+    return Ceilings.of([*(_matmul(device, dtype, QUICK) for dtype in dtypes), *_stream(device, QUICK)])
 
 
 def measure_all_ceilings(device: Device, dtypes: Iterable[str], policy: Policy = QUICK) -> Ceilings:
@@ -45,7 +46,7 @@ def measure_all_ceilings(device: Device, dtypes: Iterable[str], policy: Policy =
     for threads in _thread_counts(device):
         with _threads(threads):
             found += [_matmul(device, dtype, policy) for dtype in dtypes]
-            found += [ceiling for ceiling in _stream(device, policy, read=True) if ceiling]
+            found += _stream(device, policy)
     if device.type == "cuda":
         found += [*_l2_read(device, policy), *_launches(device, policy)]
     return Ceilings.of(found)
@@ -116,19 +117,17 @@ def _product(device: Device, dtype: str, size: int) -> Callable[[], object]:
     return lambda: torch.matmul(a, b, out=out)
 
 
-def _stream(device: Device, policy: Policy, *, read: bool) -> tuple[Ceiling, Ceiling | None]:
-    """Copy, and read where asked for, of a buffer far larger than the caches: bytes moved from and to memory."""
+def _stream(device: Device, policy: Policy) -> tuple[Ceiling, Ceiling]:
+    """Copy and read of a buffer far larger than the caches: bytes moved from and to memory."""
     policy = replace(policy, min_seconds=2 * policy.min_seconds)  # of one size, where a matmul has several
     size = min(STREAM_BYTES[device.type], device.memory_bytes // 8)
     # a megabyte of random numbers again and again: drawing each would take a CPU longer than all the samples
     source = torch.rand(2**18, device=device.torch).repeat(max(1, size // 2**20))
     target, total = torch.empty_like(source), torch.empty((), device=device.torch)
     moved, of, threads = source.nbytes, f"{source.nbytes // 2**20} MiB", _cpu_threads(device)
-    copy = Ceiling("copy", 2 * moved, *_time(lambda: target.copy_(source), device, policy), of, threads=threads)
-    if not read:
-        return copy, None
-    samples = _time(lambda: torch.sum(source, 0, out=total), device, policy)
-    return copy, Ceiling("read", moved, *samples, of, threads=threads)
+    copied = _time(lambda: target.copy_(source), device, policy)
+    read = _time(lambda: torch.sum(source, 0, out=total), device, policy)
+    return Ceiling("copy", 2 * moved, *copied, of, threads=threads), Ceiling("read", moved, *read, of, threads=threads)
 
 
 def _l2_read(device: Device, policy: Policy) -> list[Ceiling]:
