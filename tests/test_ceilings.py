@@ -145,6 +145,32 @@ def test_the_l2_kernel_reads_all_of_its_buffer_each_round():
     torch.testing.assert_close(sink.view(4, BLOCK), 2 * source.view(4, 3, BLOCK).sum(1))
 
 
+def test_the_read_of_memory_is_the_faster_of_two(gpu, monkeypatch):
+    def by_triton_alone():
+        """What stands in for the Triton kernel."""
+
+    monkeypatch.setattr(
+        measuring, "_time", lambda call, device, policy: ((2.0 if call is by_triton_alone else 3.0,), "events")
+    )
+    monkeypatch.setattr("powerbench.memory_read.memory_read", lambda source: by_triton_alone)
+    by_triton = {ceiling.kind: ceiling for ceiling in measure_ceilings(gpu, ()).measured}["read"]
+    assert by_triton.of.endswith(", Triton")
+    assert by_triton.samples_ms == (2.0,)
+    monkeypatch.setattr(measuring.importlib.util, "find_spec", lambda name: None)
+    assert {ceiling.kind: ceiling for ceiling in measure_ceilings(gpu, ()).measured}["read"].of.endswith(", torch.sum")
+
+
+def test_the_memory_kernel_reads_all_of_its_buffer():
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter is for machines without a GPU")
+    from powerbench.memory_read import BLOCK, read_kernel
+
+    source, sums = torch.rand(3 * BLOCK), torch.empty(3)
+    read_kernel[(3,)](source, sums, BLOCK=BLOCK)
+    torch.testing.assert_close(sums, source.view(3, BLOCK).sum(1))
+
+
 def test_host_time_of_launches():
     calls = []
     samples = time_enqueue(lambda: calls.append(1), torch.device("cpu"), 5, 3)
