@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean
 
+import msgspec
 import torch
 
 from powerbench import gate, timing
 from powerbench.device import Device
-from powerbench.kernels.kernel import TORCH_DTYPES, Forward, Inputs, Kernel
-from powerbench.problem import Case, Problem
+from powerbench.kernels.kernel import TORCH_DTYPES, Forward, Inputs, Kernel, Reference
+from powerbench.problem import Case, Params, Problem
 from powerbench.results.model import Phase, Status
 from powerbench.telemetry import UNAVAILABLE, Gauge, Reading, over
 from powerbench.timing import Method, Policy, Timer, time_call
@@ -106,6 +107,7 @@ class Bench:
     _made_for: tuple[Problem, bool] | None = None  # whether for decoding
     _live: dict[str, _Live] = field(default_factory=dict)
     _prepared: dict[str, Forward] = field(default_factory=dict)  # so that what compiled or tuned in one visit is kept
+    _references: dict[tuple[Reference, Params], torch.Tensor] = field(default_factory=dict)  # of these inputs' decoding
 
     def answer(self, verb: str, case: Case, argument: int | bool) -> Reply:
         """Do what the runner asks for: open (argument: timed), sample (how many) or close (with phases)."""
@@ -128,6 +130,7 @@ class Bench:
         wanted = (case.problem, case.pass_ == "decode")
         if self._made_for != wanted or self._inputs is None:
             self._live.clear()
+            self._references.clear()
             self._inputs = None  # freed before the next ones are made
             self._inputs = make_inputs(case.problem, self.device.torch, self.seed, decoding=wanted[1])
             self._made_for = wanted
@@ -169,13 +172,24 @@ class Bench:
         assert kernel.decoding
         with torch.no_grad():
             decoder = kernel.decoding.prepare(case, inputs)
-            gated = gate.check_decoding(kernel, case, inputs, decoder)
+            gated = gate.check_decoding(inputs, decoder, self._decoding_reference(case, inputs))
 
         def recheck(run: Callable[[], object]) -> float:
             with torch.no_grad():
                 return gate.recheck_decoding(inputs, decoder, run, gated)
 
         return _Trial(gated, lambda: torch.no_grad()(decoder.step), recheck, decoder.cycle)
+
+    def _decoding_reference(self, case: Case, inputs: Inputs) -> torch.Tensor:
+        """Made once for all contestants of the same function: at long contexts it takes longer than their samples."""
+        kernel = self.kernels[case.kernel]
+        function = (
+            kernel.reference,
+            msgspec.structs.replace(case.params, d_tile=None, chunk_size=None),
+        )  # which change no result
+        if function not in self._references:
+            self._references[function] = gate.decoding_reference(kernel, case, inputs)
+        return self._references[function]
 
     def _sample(self, case: Case, number: int) -> Reply:
         live, readings = self._live[case.case_id], []

@@ -106,13 +106,11 @@ def check(kernel: Kernel, case: Case, inputs: Inputs, forward: Forward, seed: in
     return Gated(max(errors, key=lambda error: (math.isnan(error), error)), rows, results)  # a nan is the worst of all
 
 
-def check_decoding(kernel: Kernel, case: Case, inputs: Inputs, decoder: Decoder) -> Gated:
-    """Take the step for the context's last token and compare it with the reference, sequence by sequence."""
+def decoding_reference(kernel: Kernel, case: Case, inputs: Inputs) -> torch.Tensor:
+    """y [B, 1, H, e] of the context's last token in float64, sequence by sequence."""
     T, rows = inputs.k.shape[1], torch.tensor([inputs.k.shape[1] - 1], device=inputs.k.device)
-    poison(_token(inputs))
-    y = decoder.step().clone()
     sequences, heads = _decoding_pieces(case.problem)
-    wanted = torch.empty_like(y, dtype=torch.float64)
+    wanted = torch.empty_like(inputs.dy, dtype=torch.float64)
     for i in range(0, len(inputs.k), sequences):
         for j in range(0, inputs.k.shape[2], heads):
             part = {name: x if x is None else _heads(x[i : i + sequences], case, j, heads).double()
@@ -120,7 +118,14 @@ def check_decoding(kernel: Kernel, case: Case, inputs: Inputs, decoder: Decoder)
             queries = part["q"].expand(-1, T, -1, -1)  # the reference looks at the last row alone
             want = kernel.reference(case, Inputs(**(part | {"q": queries})), rows)
             _heads(wanted[i : i + sequences], case, j, heads).copy_(want)
-    return Gated(_row_error(y, wanted), torch.zeros_like(rows), (y,))
+    return wanted
+
+
+def check_decoding(inputs: Inputs, decoder: Decoder, wanted: torch.Tensor) -> Gated:
+    """Take the step for the context's last token and compare it with `decoding_reference`, all sequences."""
+    poison(_token(inputs))
+    y = decoder.step().clone()
+    return Gated(_row_error(y, wanted), torch.zeros(1, dtype=torch.int64, device=y.device), (y,))
 
 
 def _heads(x: torch.Tensor, case: Case, first: int, number: int) -> torch.Tensor:

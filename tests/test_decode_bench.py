@@ -20,9 +20,11 @@ from powerbench.device import Device
 from powerbench.kernels import packages
 from powerbench.kernels.kernel import Decoder, Decoding
 from powerbench.kernels.power import decode_cost
+from powerbench.kernels.power.decode_contestants import prefill
 from powerbench.kernels.power.decode_tiling import walks
 from powerbench.kernels.power.feature_map import spow_dim, tspow_dim
-from powerbench.kernels.table import KERNELS
+from powerbench.kernels.power.torch_decode import sum_up
+from powerbench.kernels.table import KERNELS, select
 from powerbench.plan import plan
 from powerbench.problem import Case, Params, Problem
 from powerbench.reports.rows import rows
@@ -372,3 +374,38 @@ def test_rows_count_one_token_a_sequence():
     assert row.sequence_bytes == 40 * 2 * (8 + 8) * 4
     assert row.gb_per_s == pytest.approx(measurement.cost.bytes / seconds / 1e9)
     assert row.pass_ == "decode"
+
+
+@pytest.mark.parametrize(("p", "gated"), [(1, True), (2, True), (2, False), (3, True)])
+@pytest.mark.parametrize("number", [0, 1, 70])
+def test_a_state_by_the_operator_is_that_of_plain_sums(p, gated, number):
+    """Where a GPU makes states ready, in pieces, here by the interpreter."""
+    pytest.importorskip("triton")
+    inputs = make_inputs(Problem(1, 70, 2, 2, 16, 16, "fp32", gated=gated), torch.device("cpu"), 0)
+    past = [None if x is None else x[0, :number] for x in (inputs.k, inputs.v, inputs.log_g)]
+    dim = tspow_dim(16, p, 8)
+    made = []
+    for fill, tokens in ((sum_up, 16), (prefill, 32)):
+        s, z = torch.full((2, dim, 16), torch.nan), torch.full((2, dim), torch.nan)
+        fill(*past, s, z, p=p, d_tile=8, tokens=tokens)
+        made.append((s, z))
+    (want_s, want_z), (s, z) = made
+    torch.testing.assert_close(s, want_s, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(z, want_z, rtol=1e-4, atol=1e-4)
+
+
+def test_a_reference_is_made_once_for_a_function_of_the_same_inputs(monkeypatch):
+    """Two softmax contestants share one, power attention of another chunk too; other inputs have their own."""
+    made = []
+    reference = gate.decoding_reference
+    monkeypatch.setattr(gate, "decoding_reference", lambda *args: made.append(args[1].kernel) or reference(*args))
+    suite = Suite(
+        ctx=(16, 32), chunk=(1, 4), head_dim=(16,), heads=(2,), batch=(2,), dtype=("fp32",), pass_=("decode",),
+        kernels=("sdpa-cpu", "power-torch"),
+    )  # fmt: skip
+    kernels = select(suite.kernels)
+    items = plan(suite.on("cpu"), kernels, CPU, CEILINGS, visits=2)
+    found = list(run(items, CPU, lambda: Inline(kernels), Silent(), stopping=Stopping(min_samples=1, min_seconds=0.0)))
+    assert {one.status for one in found} == {"ok"}
+    assert len(found) == 2 * 2 * 3
+    assert made.count("power-torch") == made.count("sdpa-cpu") == 2 * 2

@@ -39,6 +39,8 @@ class Inputs:
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 # The parameters of a case from those that a sweep asks for, of this pass, on this device type: "cpu" or "cuda".
 Resolve = Callable[[Problem, Params, Pass, str], Params]
+# float64 y at the query rows [R]: [B, R, H, e]. Of the parameters p and the window count, d_tile and chunk_size do not.
+Reference = Callable[[Case, Inputs, torch.Tensor], torch.Tensor]
 # Phase name -> a call that repeats this launch alone, any number of times with the same work.
 Phases = dict[str, Callable[[], object]]
 
@@ -115,7 +117,7 @@ class Kernel:
     resolve: Resolve  # fills in what is None
     unsupported: Callable[[Case, str], str | None]  # why the case cannot run on this device type; None: it can
     prepare: Callable[[Case], Forward]  # (q, k, v, log_g) -> y, differentiable where the pass asks for gradients
-    reference: Callable[[Case, Inputs, torch.Tensor], torch.Tensor]  # float64 y at the query rows [R]: [B, R, H, e]
+    reference: Reference  # the function that it claims to compute
     launches: Callable[[Case], tuple[Launch, ...]]  # the ledger of one call
     workspace_bytes: Callable[[Case], int]  # device memory beyond inputs, output and gradients
     # Each launch by itself, on the buffers of one real call that `phases` makes; names are those of `launches`, all or
