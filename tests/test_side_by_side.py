@@ -133,6 +133,7 @@ def test_on_the_page():
     assert float(bold[1][0]) == pytest.approx(1.5, rel=0.02)
     empty = [re.findall(r"<td[^>]*></td>", line) for line in lines]
     assert [len(found) for found in empty] == [1, 0, 0, 0]
+    assert "d_tile and chunk. Bold: the fastest of its row." in part
     assert "The same in all rows: pass fwd, dtype fp32, gates ungated, context 4k, batch 1." in part
     assert 'id="run1-settings"' not in page([runs.gpu_run()])  # two settings
     assert "#run1-settings" not in page([runs.gpu_run()])
