@@ -352,6 +352,30 @@ def all_failed_run() -> Run:
     )
 
 
+def of_shape(measured: Measurement, **shape: int) -> Measurement:
+    """The same measurement of a problem of another shape."""
+    other = msgspec.structs.replace(measured.case.problem, **shape)
+    return msgspec.structs.replace(measured, case=msgspec.structs.replace(measured.case, problem=other))
+
+
+def heads_run(kv_heads: Sequence[int] = (8, 2, 1)) -> Run:
+    """As the suite heads: d = 64 by key/value heads, and one d = 32; power-torch is faster but at one key/value head.
+
+    Two choices of d_tile, of which 16 is faster; sdpa-cpu is out of memory at d = 32.
+    """
+    found = []
+    for shape, ms in [*(({"kv_heads": heads}, 2.0) for heads in kv_heads), ({"head_dim": 32, "value_dim": 32}, 1.0)]:
+        for d_tile in (8, 16):
+            params, ours = Params(2, d_tile, 256), ms * 16 / d_tile
+            found.append(of_shape(measurement("power-torch", 4096, ours, params=params, flops=1e6), **shape))
+        if "head_dim" in shape:
+            other = measurement("sdpa-cpu", 4096, None, status="oom", message="64 GiB wanted")
+        else:
+            other = measurement("sdpa-cpu", 4096, shape["kv_heads"] + 0.5, flops=1e6)
+        found.append(of_shape(other, **shape))
+    return run(found)
+
+
 RUNS: dict[str, Callable[[], Run]] = {
     "cpu": cpu_run,
     "gpu": gpu_run,
@@ -364,4 +388,5 @@ RUNS: dict[str, Callable[[], Run]] = {
     "hostile": hostile_run,
     "with phases": phases_run,
     "throttled": throttled_run,
+    "heads": heads_run,
 }

@@ -201,6 +201,32 @@ def test_selectors_filter_settings_curves_points_and_rows(browser, pages):
     assert browser.errors() == []
 
 
+def test_settings_side_by_side_go_with_selectors_and_legend(browser, pages):
+    """A line is of a setting, a column of a contestant; a time selects its case, and there is room to scroll."""
+    browser.open(pages / "heads.html", 390)
+    part = "section[aria-labelledby=run1-settings]"
+    seen = f"[...document.querySelectorAll('{part} %s')].filter((e) => e.getClientRects().length).length"
+    lines, times = seen % "tbody tr", seen % "td[data-a]"
+    assert [browser.value(text) for text in (lines, times)] == [4, 4 + 3]
+    assert browser.value(f"(() => {{ const box = document.querySelector('{part} .scroll');"
+                         " return box.scrollWidth > box.clientWidth; })()")  # fmt: skip
+    _choose(browser, "d", "64")
+    assert [browser.value(text) for text in (lines, times)] == [3, 3 + 3]
+    _choose(browser, "kernel", "sdpa-cpu")
+    assert [browser.value(text) for text in (lines, times)] == [3, 3]
+    browser.value(f"document.querySelector('{part} td[data-a]:not([hidden])').click()")
+    again = browser.value("document.getElementById('point-command').textContent")
+    assert again.startswith("powerbench sweep --kernels sdpa-cpu --ctx 4096 ")
+    browser.value("document.querySelector('.selectors button[type=reset]').click()")
+    browser.value(SETTLE)
+    assert [browser.value(text) for text in (lines, times)] == [4, 4 + 3]
+    head = f"[...document.querySelectorAll('{part} thead th')].find((c) => c.textContent.startsWith('heads'))"
+    browser.value(f"{head}.querySelector('button').click()")
+    cells = browser.value(f"[...document.querySelectorAll('{part} tbody tr')].map((r) => r.cells[1].textContent)")
+    assert cells == ["8 / 1", "8 / 2", "8 / 8", "8 / 8"]
+    assert browser.errors() == []
+
+
 def test_a_row_of_the_table_selects_its_case(browser, pages):
     browser.open(pages / "gpu.html")
     failed = "[...document.querySelectorAll('section[aria-labelledby=run1-cases] tbody tr.bad')][0]"

@@ -42,6 +42,11 @@ class Pair(msgspec.Struct, frozen=True):
     prediction: Prediction | None
 
     @property
+    def may_cross(self) -> bool:
+        """They share two contexts or more: one may pass the other between them."""
+        return len(self.crossover.contexts) > 1
+
+    @property
     def predicted_text(self) -> str:
         """The prediction in words; empty without one."""
         return prediction_text(self.prediction) if self.prediction else ""

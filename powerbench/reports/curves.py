@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +18,8 @@ LINEAR = ("linear", "fla")
 # Of no group: other people's power attention, Taylor's softmax, and softmax that does not see the whole context.
 _OTHERS = ("retention", "flex", "compile", "based", "window")
 _FAMILY_ORDER = (*POWER, *LINEAR, *SOFTMAX, *_OTHERS)
+
+_NEARLY = 0.75  # of the contestants: enough to compare them at a longer context
 
 PASS_WORDS = {"fwd": "Forward", "bwd": "Backward", "fwd+bwd": "Forward + backward", "decode": "Decoding"}
 
@@ -96,6 +98,16 @@ class Group:
             return f"batch x context = {context_text(tokens.pop())} tokens"
         return "a batch of its own at each context"
 
+    @property
+    def compared_at(self) -> int | None:
+        """The longest context at which nearly as many contestants as anywhere have a time; None without a time.
+
+        Not all of them: one that stops at short contexts would take the comparison there with it.
+        """
+        counts = Counter(ctx for curve in self.curves for ctx in curve.points)
+        most = max(counts.values(), default=0)
+        return max((ctx for ctx, number in counts.items() if number >= _NEARLY * most), default=None)
+
 
 def groups(all_rows: Sequence[Row]) -> list[Group]:
     """The run split into settings, each with its curves: those with curves first, then those of a single context."""
@@ -114,7 +126,7 @@ def groups(all_rows: Sequence[Row]) -> list[Group]:
         for row in members:
             split[_setting(row, row.batch)].append(row)
         result.extend(Group(part, those, curves(those)) for part, those in split.items())
-    return sorted(result, key=lambda group: (len({row.ctx for row in group.rows}) == 1, _order(group.setting)))
+    return sorted(result, key=lambda group: (len({row.ctx for row in group.rows}) == 1, setting_order(group.setting)))
 
 
 def setting_names(found: Sequence[Group]) -> list[str]:
@@ -138,7 +150,7 @@ def curves(members: Iterable[Row]) -> list[Curve]:
         Curve(kernel, p, next(iter(points.values())).family, dict(sorted(points.items())))
         for (kernel, p), points in best.items()
     ]
-    return sorted(found, key=_curve_order)
+    return sorted(found, key=curve_order)
 
 
 def by_time(group: Group) -> list[Curve]:
@@ -185,7 +197,8 @@ def _setting(row: Row, batch: int | None = None) -> Setting:
     return Setting(row.pass_, row.dtype, row.head_dim, row.value_dim, row.heads, row.kv_heads, row.gated, batch)
 
 
-def _order(setting: Setting) -> tuple[object, ...]:
+def setting_order(setting: Setting) -> tuple[object, ...]:
+    """To sort by: pass, dtype, head dimension, heads, gates, batch."""
     passes = PASSES.index(setting.pass_) if setting.pass_ in PASSES else len(PASSES)
     return (
         *(passes, setting.dtype, setting.head_dim, setting.value_dim, setting.heads, setting.kv_heads),
@@ -193,6 +206,7 @@ def _order(setting: Setting) -> tuple[object, ...]:
     )
 
 
-def _curve_order(curve: Curve) -> tuple[int, str, int]:
+def curve_order(curve: Curve) -> tuple[int, str, int]:
+    """To sort by: power attention first, then linear, softmax and the others."""
     rank = _FAMILY_ORDER.index(curve.family) if curve.family in _FAMILY_ORDER else len(_FAMILY_ORDER)
     return rank, curve.kernel, curve.p or 0

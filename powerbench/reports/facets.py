@@ -14,7 +14,17 @@ SELECTORS = {"pass": "pass", "dtype": "dtype", "d": "d", "kernel": "kernel", "p"
 
 def facets(curve: Curve, setting: Setting) -> dict[str, str]:
     """Of a contestant in a setting. `curve`: its label, which the legend switches; without p where it has none."""
-    return {"curve": curve.label, "kernel": curve.kernel, **_degree(curve.p), **setting_facets(setting)}
+    return {**contestant_facets(curve), **setting_facets(setting)}
+
+
+def contestant_facets(curve: Curve) -> dict[str, str]:
+    """Of a contestant in whatever setting."""
+    return {"curve": curve.label, "kernel": curve.kernel, **degree_facets(curve.p)}
+
+
+def degree_facets(p: int | None) -> dict[str, str]:
+    """Of all that is of a degree; none without one."""
+    return {} if p is None else {"p": str(p)}
 
 
 def setting_facets(setting: Setting) -> dict[str, str]:
@@ -25,9 +35,8 @@ def setting_facets(setting: Setting) -> dict[str, str]:
 def row_facets(about: Row | PhaseRow) -> dict[str, str]:
     """Of a case or a phase."""
     row = about.case if isinstance(about, PhaseRow) else about
-    label = Curve(row.kernel, row.p, row.family, {}).label
     own = {"pass": row.pass_, "dtype": row.dtype, "d": str(row.head_dim)}
-    return {"curve": label, "kernel": row.kernel, **_degree(row.p), **own}
+    return {**contestant_facets(Curve(row.kernel, row.p, row.family, {})), **own}
 
 
 def choices(all_rows: Iterable[Row]) -> dict[str, list[tuple[str, str]]]:
@@ -39,10 +48,6 @@ def choices(all_rows: Iterable[Row]) -> dict[str, list[tuple[str, str]]]:
         if len(values) > 1:
             found[key] = [(value, PASS_WORDS.get(value, value)) for value in values]
     return found
-
-
-def _degree(p: int | None) -> dict[str, str]:
-    return {} if p is None else {"p": str(p)}
 
 
 def _rank(value: str) -> tuple[int, int, str]:

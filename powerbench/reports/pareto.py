@@ -13,12 +13,13 @@ from powerbench.reports.states import state_bytes
 from powerbench.reports.style import Style
 
 _MIB = 2**20
-_NEARLY = 0.75  # of the contestants: enough to be worth a figure at a longer context
 
 
 def pareto(group: Group, look: Mapping[str, Style]) -> list[Chart]:
     """At the largest context that most contestants have: every choice with a time; the stairs join the best."""
-    ctx = _context(group)
+    ctx = group.compared_at
+    if ctx is None:
+        return []
     series, places = [], []
     for curve in group.curves:
         best = curve.points.get(ctx)
@@ -54,18 +55,6 @@ def pareto(group: Group, look: Mapping[str, Style]) -> list[Chart]:
             (Rule(_stairs(places), dashed=True),),
         )
     ]
-
-
-def _context(group: Group) -> int:
-    """The largest context at which nearly as many contestants as anywhere have a time.
-
-    Not all of them: one that stops at short contexts would take the figure there with it.
-    """
-    counts: dict[int, int] = {}
-    for curve in group.curves:
-        for ctx in curve.points:
-            counts[ctx] = counts.get(ctx, 0) + 1
-    return max(ctx for ctx, number in counts.items() if number >= _NEARLY * max(counts.values()))
 
 
 def _point(row: Row, size: int) -> Point:

@@ -23,6 +23,7 @@ from powerbench.reports.payload import Payload
 from powerbench.reports.phases import phase_rows
 from powerbench.reports.roofline_figure import roofline
 from powerbench.reports.rows import Row
+from powerbench.reports.side_by_side import SettingTable, setting_table
 from powerbench.reports.stills import Stills
 from powerbench.reports.style import Style
 from powerbench.results.model import Run
@@ -73,7 +74,9 @@ class View:
     roofline: Plot | None
     sections: list[Section]
     decoding: list[DecodeTable]
-    pairs: list[Pair]
+    settings: SettingTable | None  # None: too few to be put beside each other
+    pairs: list[Pair]  # those that may cross
+    uncrossed: int  # number of the other pairs, which share a context at most
     models: list[ModelRow]  # the cost models behind predictions
     cases: CaseTable
     phases: CaseTable | None  # None where no phase was timed
@@ -95,7 +98,7 @@ def view(
     `look` has every contestant of the page. Figures and data go into `payload`.
     """
     id, header = f"run{number}", run.header
-    phases = phase_rows(run)
+    phases, pairs = phase_rows(run), crossover_table(run)
 
     def place(chart: Chart, section: str) -> Plot:
         plot = Plot(f"{section}-{chart.name}", chart, stills.take(f"{section}-{chart.name}", chart))
@@ -135,7 +138,9 @@ def view(
         roofline=roof_plot,
         sections=sections,
         decoding=decode_tables(run),
-        pairs=crossover_table(run),
+        settings=setting_table(found),
+        pairs=[pair for pair in pairs if pair.may_cross],
+        uncrossed=sum(not pair.may_cross for pair in pairs),
         models=model_table(found, names),
         cases=case_table(found),
         phases=phase_table(found, phases) if phases else None,

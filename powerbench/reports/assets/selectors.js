@@ -25,8 +25,8 @@ const apply = () => {
     if (fit && setting.hidden) setting.open = true; // who asked for it wants to see it
     setting.hidden = !fit;
   }
+  for (const part of all("tr[data-f], th[data-f], td[data-f]")) part.hidden = !fits(facets[part.dataset.f], asked);
   const rows = all("tr[data-f]");
-  for (const row of rows) row.hidden = !fits(facets[row.dataset.f], asked);
   const shown = rows.filter((row) => !row.hidden).length;
   all(".count", form)[0].textContent = shown < rows.length ? `${shown} of ${rows.length} rows` : "";
   for (const button of all(".legend button")) button.ariaPressed = String(!hidden.has(button.dataset.curve));

@@ -1,4 +1,4 @@
-// Tables: sorted by a click on a heading; a click on a row selects its case, as a click on its point does.
+// Tables: sorted by a click on a heading; a click on a row or cell that is a case selects it, as on its point.
 const units = { "": 1, M: 1e6, m: 1e6, G: 1e9, T: 1e12 };
 const number = (text, k) => {
   const found = /^(-?[\d.]+(?:e-?\d+)?)([kMmGT]?)( %)?$/.exec(text);
@@ -17,7 +17,8 @@ const sort = (head) => {
   });
   keyed.sort((a, b) => {
     if (!a.text || !b.text) return Number(!a.text) - Number(!b.text);
-    const order = isNaN(a.value) || isNaN(b.value) ? a.text.localeCompare(b.text) : a.value - b.value;
+    const words = () => a.text.localeCompare(b.text, "en", { numeric: true }); // 32 / 4 before 32 / 32
+    const order = isNaN(a.value) || isNaN(b.value) ? words() : a.value - b.value;
     return sign * order;
   });
   body.append(...keyed.map(({ row }) => row));
@@ -26,13 +27,13 @@ const sort = (head) => {
 };
 all(".sortable thead th").forEach((head) => {
   const button = document.createElement("button");
-  button.textContent = head.textContent;
+  button.append(...head.childNodes);
   button.addEventListener("click", () => sort(head));
-  head.replaceChildren(button);
+  head.append(button);
 });
 all(".sortable tbody").forEach((body) =>
   body.addEventListener("click", ({ target }) => {
-    const row = target.closest("tr[data-a]");
-    if (row && getSelection().isCollapsed) select(Number(row.dataset.a)); // not while text is being marked
+    const of = target.closest("[data-a]");
+    if (of && getSelection().isCollapsed) select(Number(of.dataset.a)); // not while text is being marked
   }),
 );
