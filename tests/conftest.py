@@ -1,8 +1,12 @@
-"""Without a GPU, Triton kernels run under Triton's interpreter, which must be chosen before anything imports triton."""
+"""Without a GPU, Triton kernels run under Triton's interpreter, which must be chosen before anything imports triton.
+
+And tests that interrupt what they start find it interruptible.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import pytest
@@ -10,6 +14,9 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background of a script, which children inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
