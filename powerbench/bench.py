@@ -181,7 +181,7 @@ class Bench:
         return _Trial(gated, lambda: torch.no_grad()(decoder.step), recheck, decoder.cycle)
 
     def _decoding_reference(self, case: Case, inputs: Inputs) -> torch.Tensor:
-        """Made once for all contestants of the same function: at long contexts it takes longer than their samples."""
+        """Made once for all contestants of the same function: it reads all of the context in float64."""
         kernel = self.kernels[case.kernel]
         params = msgspec.structs.replace(case.params, d_tile=None, chunk_size=None)  # which change no result
         function = kernel.reference, params

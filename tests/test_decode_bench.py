@@ -395,7 +395,7 @@ def test_a_state_by_the_operator_is_that_of_plain_sums(p, gated, number):
 
 
 def test_a_reference_is_made_once_for_a_function_of_the_same_inputs(monkeypatch):
-    """Two softmax contestants share one, power attention of another chunk too; other inputs have their own."""
+    """Power attention plain and lazy share one; in another visit or context, whose inputs are new, there is another."""
     made = []
     reference = gate.decoding_reference
     monkeypatch.setattr(gate, "decoding_reference", lambda *args: made.append(args[1].kernel) or reference(*args))

@@ -89,8 +89,8 @@ def walks(
 
     Sizes as `split` has them. dense: the states lie one behind the other, from an address that TMA takes. processors:
     multiprocessors of a device that has TMA, else 0. A walk has no product for several queries. Measured on an H200 at
-    p = 2, d = e = 64 it takes 5 to 22 % less time than `step_kernel` where the state is bfloat16, more where it is
-    float32.
+    p = 2, d = e = 64 alone (docs/kernel-notes.md) it takes 4 to 19 % less time than `step_kernel` where the state is
+    bfloat16, more where it is float32.
     """
     plain = itemsize == 2 and queries == 1 and not lazy
     whole = dense and dim % WALK_ROWS == 0 and heads * dim < 1 << 31  # TMA counts rows in int32
