@@ -49,6 +49,12 @@ def test_it_says_what_the_answers_say_and_links_the_page():
     assert 'href="a.html"' in text
 
 
+def test_of_as_many_contexts_those_of_the_longest_are_told():
+    far, later = gpu((2048, 65536), "far.jsonl"), gpu((1024, 4096), "later.jsonl", started="2027-01-01T00:00:00Z")
+    (found,) = headlines([far, later])
+    assert found.topics[0].statements[0].run is far
+
+
 def test_a_setting_is_told_once_by_the_run_with_most_contexts_then_the_later():
     wide, long = gpu((1024, 2048, 4096), "w.jsonl"), gpu((65536,), "l.jsonl", started="2027-01-01T00:00:00Z")
     (found,) = headlines([long, wide])

@@ -89,6 +89,29 @@ def test_readme_of_the_paper_suite(tmp_path):
     assert "| `power-triton`, p = 2, d = 32 | 0.400 | 1.20 | [paper]" in parts["sizes"]
 
 
+def test_windows_stand_at_the_longest_context_of_all_runs(tmp_path):
+    def beside(ctx, ms):
+        return [
+            measured("power-triton", ctx, ms, p=2, head_dim=128),
+            measured("window-flash-4", ctx, ms / 2, p=2, window=8320, head_dim=128),
+        ]
+
+    parts = findings.parts(root(tmp_path, heads=beside(16384, 1.0), models=beside(LONG, 4.0)))
+    assert "| forward, d = 128, 8 heads over 8 | 64k | 8320 | 2.00 | 4.00 | 2.0x slower |" in parts["windows"]
+    assert "16k" not in parts["windows"]
+
+
+def test_fla_over_softmax_at_the_longest_shape(tmp_path):
+    found = [
+        measured(kernel, ctx, ms, p=p, head_dim=128)
+        for ctx, cost in ((2048, 0.1), (16384, 1.0))
+        for kernel, p, ms in (("fla-linear", 1, cost), ("flash-4", None, 80 * cost**2))
+    ]
+    part = findings.parts(root(tmp_path, **{"fla-shapes": found}))["fla"]
+    assert "so many times as long as FLA at T = 16k: forward 80.0." in part
+    assert part.index("T = 16k") < part.index("T = 2k")
+
+
 def test_findings_of_the_paper_suite(tmp_path):
     parts = findings.parts(root(tmp_path, paper=paper()))
     assert "| 64 | forward | 3.3x | 1.00 | 16.4x (16.38 ms) | | 8.2x (8.19 ms) | |" in parts["speedups"]
