@@ -7,6 +7,9 @@ step by step, and there against one in float32, for PyTorch reads what it has ju
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -243,10 +246,12 @@ def test_the_rule(change):
 @pytest.mark.parametrize(("dim", "heads"), [(2304, 8), (2304, 512), (128, 1), (128, 700), (8960, 3), (256, 41)])
 def test_walkers_share_the_tiles(dim, heads, processors):
     way = decode_tiling.walk(dim, heads, processors)
-    runs = [way.run + (w < way.extra) for w in range(way.walkers)]
-    assert min(runs) > 0
-    assert way.walkers <= 3 * processors
-    owners = [w for w, run in enumerate(runs) for _ in range(run)]
-    assert len(owners) == heads * way.tiles
+    tiles = heads * way.tiles
+    owners = [((g + 1) * way.walkers - 1) // tiles for g in range(tiles)]
+    firsts = [w * tiles // way.walkers for w in range(way.walkers + 1)]
+    assert owners == [w for w, (one, other) in enumerate(pairwise(firsts)) for _ in range(other - one)]
+    runs = Counter(owners)
+    assert len(runs) == way.walkers <= 3 * processors
+    assert max(runs.values()) - min(runs.values()) <= 1
     met = [len(set(owners[i * way.tiles : (i + 1) * way.tiles])) for i in range(heads)]
     assert max(met) <= way.slots <= max(met) + 1

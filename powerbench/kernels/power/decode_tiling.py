@@ -70,15 +70,13 @@ def split(dim: int, e: int, heads: int, queries: int, lazy: bool, itemsize: int)
 
 
 class Walk(NamedTuple):
-    """`walkers` programs share the tiles of all states: the first `extra` walk over run + 1, the others over `run`.
+    """`walkers` programs share the tiles of all states, in their order; none has over one tile more than another.
 
     A state has `tiles` tiles, of WALK_ROWS rows, and is met by `slots` walkers at most.
     """
 
     tiles: int
     walkers: int
-    run: int
-    extra: int
     slots: int
 
 
@@ -101,8 +99,8 @@ def walk(dim: int, heads: int, processors: int) -> Walk:
     """For `heads` states of `dim` rows: batch times key/value heads; multiprocessors as in `walks`."""
     tiles = dim // WALK_ROWS
     walkers = min(heads * tiles, WALK_PROGRAMS * processors)
-    run, extra = divmod(heads * tiles, walkers)
-    return Walk(tiles, walkers, run, extra, -(-(tiles - 1) // run) + 1)
+    shortest = heads * tiles // walkers
+    return Walk(tiles, walkers, -(-(tiles - 1) // shortest) + 1)
 
 
 def front_sequences(batch: int, programs: int, window: int) -> int:

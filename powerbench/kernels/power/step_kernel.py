@@ -183,15 +183,17 @@ def step_kernel(
                     tl.store(p_z + o_row, b_z, mask=m_row)
 
 
-@triton.jit(do_not_specialize=["run", "extra"])
+@triton.jit(do_not_specialize=["tiles", "walkers"])
 def combine_kernel(
-    num_ptr, den_ptr, since_ptr, y_ptr, count_ptr, scale_p, splits, window, run, extra,
+    num_ptr, den_ptr, since_ptr, y_ptr, count_ptr, scale_p, places, window, tiles, walkers,
     HEADS: tl.constexpr, GROUP: tl.constexpr, T: tl.constexpr, M: tl.constexpr, E: tl.constexpr, TILES: tl.constexpr,
     NORMALIZE: tl.constexpr, LAZY: tl.constexpr, BP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """y of one query: the sum of its partial sums; and, by one program a sequence, the count of its window.
 
-    After a walk (TILES: tiles of a state, else 0) only as many of the `splits` places were filled as walkers met it.
+    It has `places` partial sums. After `step_kernel` the first is over the tokens, the others are over the state and to
+    be decayed. After a walk (TILES: tiles of a state, else 0) as many are there as walkers met it; all are decayed, and
+    one holds the token's part.
     """
     pid = tl.program_id(0)
     i_bh = (pid // M).to(tl.int64)
@@ -199,20 +201,22 @@ def combine_kernel(
     i_b = i_bh // HEADS
     i_h = i_bh % HEADS
     o_e = tl.arange(0, E)
-    parts = splits
+    parts = places
     if TILES > 0:
         i_tile = pid // M * TILES
-        parts = walker_of(i_tile + TILES - 1, run, extra) - walker_of(i_tile, run, extra) + 1
+        parts = walker_of(i_tile + TILES - 1, tiles, walkers) - walker_of(i_tile, tiles, walkers) + 1
     b_num = tl.zeros([E], tl.float32)
     den = 0.0
     if EARLY:  # started beside the last programs of `step`: what those leave is there from here on
         tl.extra.cuda.gdc_wait()
-    since = tl.load(since_ptr + pid)
-    for i in tl.range(0, parts + 1, BP, num_stages=1):
+    since = 1.0
+    if TILES == 0:
+        since = tl.load(since_ptr + pid)
+    for i in tl.range(0, parts, BP, num_stages=1):
         o_p = i + tl.arange(0, BP)
-        m_p = o_p <= parts
-        o_m = (i_bh * (splits + 1) + o_p) * M + i_m
-        b_decay = tl.where(o_p > 0, since, 1.0)  # the first one is over the tokens
+        m_p = o_p < parts
+        o_m = (i_bh * places + o_p) * M + i_m
+        b_decay = tl.where(o_p > 0, since, 1.0)
         b_part = tl.load(num_ptr + o_m[:, None] * E + o_e[None, :], mask=m_p[:, None], other=0.0)
         b_num += tl.sum(b_part * b_decay[:, None], 0)
         if NORMALIZE:

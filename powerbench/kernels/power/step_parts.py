@@ -52,10 +52,15 @@ def features_of_many(p_x, m_x, b_rows, P: tl.constexpr):
 
 
 @triton.jit
-def walker_of(g, run, extra):
-    """Who has tile g, where the first `extra` walkers have run + 1 tiles each and those after them `run`."""
-    longer = extra * (run + 1)
-    return tl.where(g < longer, g // (run + 1), extra + (g - longer) // run)
+def first_tile(w, tiles, walkers):
+    """The first tile of walker w, where `tiles` tiles are shared out evenly, in their order."""
+    return (tl.cast(w, tl.int64) * tiles // walkers).to(tl.int32)
+
+
+@triton.jit
+def walker_of(g, tiles, walkers):
+    """Who has tile g: w with first_tile(w) <= g < first_tile(w + 1)."""
+    return ((tl.cast(g + 1, tl.int64) * walkers - 1) // tiles).to(tl.int32)
 
 
 @triton.jit

@@ -5,9 +5,10 @@ it where a plain bfloat16 state is walked over (`decode_tiling.walks`; `walk_ker
 
     step       reads   q, k, v, log_g of the new tokens; S, and z where normalised or moved on (a lazy state that moves
                        on a second time, from the L2); the window's k, v, a
-               writes  fp32 partial sums [B, Hk, programs + 1, M, e + 1], and the decay since the state [B, Hk, M];
-                       S and z, of a lazy state only where the window is full, else its new slots
-    combine    reads   the partial sums and the decay
+               writes  fp32 partial sums [B, Hk, programs + 1, M, e + 1] and the decay since the state [B, Hk, M], or,
+                       of a walk, sums that are decayed [B, Hk, programs, M, e + 1]; S and z, of a lazy state only where
+                       the window is full, else its new slots
+    combine    reads   the partial sums, and the decay
                writes  y [B, T, H, e] in q's dtype; of a lazy state count
 
 The first programs of a lazy `step` may take places of others (`decode_tiling.front_sequences`): the same bits.
@@ -87,11 +88,10 @@ def triton_step(
     M = T * H // heads
     way = _walk_over(s, M, lazy is not None)
     cut = split(s.shape[1], e, B * heads, M, lazy is not None, s.element_size())
-    parts = cut.programs if way is None else way.slots
+    places = cut.programs + 1 if way is None else way.slots
     y = torch.empty(B, T, H, e, dtype=q.dtype, device=q.device)
-    num = torch.empty(B * heads, parts + 1, M, e, dtype=torch.float32, device=q.device)
-    den = torch.empty(B * heads, parts + 1, M, dtype=torch.float32, device=q.device) if normalize else None
-    since = torch.empty(B * heads, M, dtype=torch.float32, device=q.device)
+    num = torch.empty(B * heads, places, M, e, dtype=torch.float32, device=q.device)
+    den = torch.empty(B * heads, places, M, dtype=torch.float32, device=q.device) if normalize else None
     early = starts_early(q.device)
     read = (q, k, v, log_g, s, z, _rows_on(q.device, d, p, d_tile))
     constants = {
@@ -100,14 +100,15 @@ def triton_step(
     }  # fmt: skip
     with torch.cuda.device_of(q):
         if way is None:
-            _launch_step(*read, lazy, num, den, since, cut, constants)
+            since = _launch_step(*read, lazy, num, den, cut, constants)
         else:
-            _launch_walk(*read, num, den, since, way, constants)
+            since = None
+            _launch_walk(*read, num, den, way, constants)
         combine_kernel[(B * heads * M,)](
-            num, den, since, y, None if lazy is None else lazy.count, scale**p, parts,
-            0 if lazy is None else lazy.window, *((0, 0) if way is None else (way.run, way.extra)),
+            num, den, since, y, None if lazy is None else lazy.count, scale**p, places,
+            0 if lazy is None else lazy.window, *((0, 0) if way is None else (B * heads * way.tiles, way.walkers)),
             HEADS=heads, GROUP=H // heads, T=T, M=M, E=e, TILES=0 if way is None else way.tiles, NORMALIZE=normalize,
-            LAZY=lazy is not None, BP=min(MAX_PARTS, triton.next_power_of_2(parts + 1)), EARLY=early,
+            LAZY=lazy is not None, BP=min(MAX_PARTS, triton.next_power_of_2(places)), EARLY=early,
             num_warps=NUM_WARPS, launch_pdl=early,
         )  # fmt: skip
     return y
@@ -125,13 +126,14 @@ def _walk_over(s: Tensor, queries: int, lazy: bool) -> Walk | None:
 
 def _launch_step(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor, z: Tensor, rows: Tensor, lazy: LazyState | None,
-    num: Tensor, den: Tensor | None, since: Tensor, cut: Split, constants: dict[str, Any],
-) -> None:  # fmt: skip
-    """`step_kernel` on the states s [B * Hk, D, e] and z [B * Hk, D], cut by `cut`."""
+    num: Tensor, den: Tensor | None, cut: Split, constants: dict[str, Any],
+) -> Tensor:  # fmt: skip
+    """`step_kernel` on states s [B * Hk, D, e] and z [B * Hk, D], cut by `cut`; the decay since them [B * Hk, M]."""
     B, T, H, d = q.shape
     heads, e = v.shape[2:]
     M = T * H // heads
     window = 0 if lazy is None else lazy.window
+    since = torch.empty(B * heads, M, dtype=torch.float32, device=q.device)
     front = 0 if lazy is None else front_sequences(B, heads * (cut.programs + M), window)
     step_kernel[(front * heads * cut.programs + B * heads * (cut.programs + M),)](
         q, k, v, log_g, s, z, rows, *((None,) * 4 if lazy is None else (lazy.k, lazy.v, lazy.a, lazy.count)),
@@ -144,18 +146,19 @@ def _launch_step(
         OP=operand_dtypes(q.dtype)[1], FRONT=front, BP=triton.next_power_of_2(B) if front else 1,
         maxnreg=most_registers(e, M, lazy is not None, s.element_size(), q.element_size()), **constants,
     )  # fmt: skip
+    return since
 
 
 def _launch_walk(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor, z: Tensor, rows: Tensor,
-    num: Tensor, den: Tensor | None, since: Tensor, way: Walk, constants: dict[str, Any],
+    num: Tensor, den: Tensor | None, way: Walk, constants: dict[str, Any],
 ) -> None:  # fmt: skip
     """`walk_kernel` on the states s [B * Hk, D, e], bfloat16 and contiguous, and z [B * Hk, D]."""
     pairs = s.view(torch.int32).flatten(0, 1)  # [B * Hk * D, e / 2]
     tile = TensorDescriptor.from_tensor(pairs, [WALK_ROWS, pairs.shape[1]])
     strides = (x.stride(i) for x in (q, k, v) for i in (0, 2))
-    walk_kernel[(len(s) + way.walkers,)](
-        q, k, v, log_g, tile, z, rows, num, den, since, len(s), way.slots, way.run, way.extra,
+    walk_kernel[(way.walkers,)](
+        q, k, v, log_g, tile, z, rows, num, den, len(s) * way.tiles, way.walkers, way.slots,
         *strides, *((0, 0) if log_g is None else (log_g.stride(0), log_g.stride(2))), z.stride(0),
         ROWS=WALK_ROWS, TILES=way.tiles, LANES=WALK_LANES, STAGES=WALK_STAGES, maxnreg=WALK_REGISTERS, **constants,
     )  # fmt: skip

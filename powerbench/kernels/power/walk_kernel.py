@@ -3,10 +3,9 @@
 `step_kernel` asks for a tile, waits, moves it on, and ends or begins anew. A tile of a bfloat16 state is half the
 bytes, and the programs beside each other have too few on the way. So here there are as many programs as stand beside
 each other, and they walk over the tiles of all states, each over a run of them (`decode_tiling.walk`): the next tiles
-come, by TMA, while one is moved on. A run may begin and end within a state: a walker leaves a partial sum of phi(q)^T S
-for each state it meets, and `combine_kernel` adds those of a state in the order of their walkers.
-
-Before the walkers stand the programs of the tokens, one for each sequence and head: what `step_kernel`'s first ones do.
+come, by TMA, while one is moved on. A run may begin and end within a state. A walker leaves a partial sum of phi(q)^T S
+for each state that it meets, decayed; the token's own part is in that of the state's last tile. `combine_kernel` adds
+those of a state in the order of their walkers.
 
 A tile is read as int32, pairs of columns, of which each half is a float32 after a shift or a mask. LANES rows of sums,
 of rows that are equal modulo LANES, are kept as long as a walker is within one state; they are added up at its end. phi
@@ -18,14 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from powerbench.kernels.power.step_parts import (
-    attend_tokens,
-    features_at,
-    gates,
-    row_weight,
-    tokens_of,
-    walker_of,
-)
+from powerbench.kernels.power.attend import power
+from powerbench.kernels.power.step_parts import features_at, first_tile, row_weight, walker_of
 
 
 @triton.jit
@@ -54,86 +47,71 @@ def add_rows(b_sum, b_x, LANES: tl.constexpr):
     return b_sum + tl.sum(tl.reshape(b_x, [b_x.shape[0] // LANES, LANES, b_x.shape[1]]), 0)
 
 
-@triton.jit(do_not_specialize=["heads", "slots", "run", "extra"])
+@triton.jit(do_not_specialize=["tiles", "walkers", "slots"])
 def walk_kernel(
-    q_ptr, k_ptr, v_ptr, g_ptr, s_desc, z_ptr, rows_ptr, num_ptr, den_ptr, since_ptr,
-    heads, slots, run, extra,
+    q_ptr, k_ptr, v_ptr, g_ptr, s_desc, z_ptr, rows_ptr, num_ptr, den_ptr, tiles, walkers, slots,
     stride_qb, stride_qh, stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh, stride_z,
     HEADS: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr, GATED: tl.constexpr,
     NORMALIZE: tl.constexpr, MIN: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, LANES: tl.constexpr,
     STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One query against its token; or, in the programs from `heads` on, a walk over `run` tiles, some over one more."""
+    """Walker w's share of all `tiles` tiles."""
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
-    pid = tl.program_id(0)
-    if pid < heads:
-        i_bh = tl.cast(pid, tl.int64)
-        i_b = i_bh // HEADS
-        i_h = i_bh % HEADS
-        p_k, p_v, p_g, _, _, _ = tokens_of(
-            i_b, i_h, k_ptr, v_ptr, g_ptr, None, None, None, 0,
-            stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh, HEADS, HEAD, E, GATED, False,
-        )  # fmt: skip
-        b_g, a_0 = gates(p_g, p_g, 0, 0, 0, 1, 1, GATED, False, MIN)
-        a_t = a_0 + tl.sum(b_g, 0)
-        b_own, den = attend_tokens(
-            q_ptr + i_b * stride_qb + i_h * stride_qh, p_k, p_v, b_g, 0, p_k, p_k, p_k, 0, a_t,
-            0, 0, 0, 0, 0, 1, P, HEAD, E, False, 16, 1,
-        )  # fmt: skip
-        i_sum = i_bh * (slots + 1)  # partial sums [slots + 1]: that over the token comes first
-        tl.store(num_ptr + i_sum * E + tl.arange(0, E), b_own)
-        tl.store(since_ptr + i_bh, tl.exp(a_t))
+    w = tl.program_id(0)
+    start = first_tile(w, tiles, walkers)
+    stop = first_tile(w + 1, tiles, walkers)
+    i_first = start // TILES  # the one state that earlier walkers may have met before this one
+    slot_first = w - walker_of(i_first * TILES, tiles, walkers)
+    C: tl.constexpr = E // 2
+    o_c = tl.arange(0, C)
+    o_d = tl.arange(0, HEAD)
+    o_row = tl.arange(0, ROWS)
+    b_num1 = tl.zeros([LANES, C], tl.float32)
+    b_num2 = tl.zeros([LANES, C], tl.float32)
+    b_den = tl.zeros([ROWS], tl.float32)
+    for g in tl.range(start, stop, num_stages=STAGES):
+        i_bh = g // TILES
+        i_row = (g - i_bh * TILES) * ROWS
+        i_b = tl.cast(i_bh // HEADS, tl.int64)
+        i_h = tl.cast(i_bh % HEADS, tl.int64)
+        p_q = q_ptr + i_b * stride_qb + i_h * stride_qh
+        p_k = k_ptr + i_b * stride_kb + i_h * stride_kh
+        p_v = v_ptr + i_b * stride_vb + i_h * stride_vh + 2 * o_c
+        p_z = z_ptr + tl.cast(i_bh, tl.int64) * stride_z + i_row + o_row
+        b_s = s_desc.load([g * ROWS, 0])
+        b_rows = tl.load(rows_ptr + i_row + o_row)
+        b_z = tl.load(p_z)
+        b_phi = features_at(p_q, b_rows, P) * row_weight(b_rows, P, W)
+        b_num1 = add_rows(b_num1, b_phi[:, None] * first_half(b_s), LANES)
+        b_num2 = add_rows(b_num2, b_phi[:, None] * second_half(b_s), LANES)
         if NORMALIZE:
-            tl.store(den_ptr + i_sum, den)
-    else:
-        w = pid - heads
-        start = w * run + tl.minimum(w, extra)
-        stop = start + run + (w < extra).to(tl.int32)
-        i_first = start // TILES  # the one state that earlier walkers may have met before this one
-        slot_first = w - walker_of(i_first * TILES, run, extra)
-        C: tl.constexpr = E // 2
-        o_c = tl.arange(0, C)
-        o_row = tl.arange(0, ROWS)
-        b_num1 = tl.zeros([LANES, C], tl.float32)
-        b_num2 = tl.zeros([LANES, C], tl.float32)
-        b_den = tl.zeros([ROWS], tl.float32)
-        for g in tl.range(start, stop, num_stages=STAGES):
-            i_bh = g // TILES
-            i_row = (g - i_bh * TILES) * ROWS
-            i_b = tl.cast(i_bh // HEADS, tl.int64)
-            i_h = tl.cast(i_bh % HEADS, tl.int64)
-            p_z = z_ptr + tl.cast(i_bh, tl.int64) * stride_z + i_row + o_row
-            b_s = s_desc.load([g * ROWS, 0])
-            b_rows = tl.load(rows_ptr + i_row + o_row)
-            b_z = tl.load(p_z)
-            b_phi = features_at(q_ptr + i_b * stride_qb + i_h * stride_qh, b_rows, P) * row_weight(b_rows, P, W)
-            b_num1 = add_rows(b_num1, b_phi[:, None] * first_half(b_s), LANES)
-            b_num2 = add_rows(b_num2, b_phi[:, None] * second_half(b_s), LANES)
+            b_den += b_phi * b_z
+        decay = 1.0
+        if GATED:
+            gate = tl.load(g_ptr + i_b * stride_gb + i_h * stride_gh).to(tl.float32)
+            decay = tl.exp(tl.maximum(gate, MIN))
+        b_phi = features_at(p_k, b_rows, P)
+        b_v1 = tl.load(p_v).to(tl.float32)
+        b_v2 = tl.load(p_v + 1).to(tl.float32)
+        b_s = paired(
+            first_half(b_s) * decay + b_phi[:, None] * b_v1[None, :],
+            second_half(b_s) * decay + b_phi[:, None] * b_v2[None, :],
+        )
+        s_desc.store([g * ROWS, 0], b_s)
+        tl.store(p_z, b_z * decay + b_phi)  # by the thread that has read it: there are as many rows
+        ends = i_row + ROWS == TILES * ROWS
+        last = ends | (g == stop - 1)
+        if last:
+            # the token against itself: from phi, q and k at right angles would leave float32's rounding of |q|^p |k|^p
+            weight = power(tl.sum(tl.load(p_q + o_d).to(tl.float32) * tl.load(p_k + o_d).to(tl.float32), 0), P)
+            weight = tl.where(ends, weight, 0.0)
+            i_sum = tl.cast(i_bh, tl.int64) * slots + tl.where(i_bh == i_first, slot_first, 0)
+            p_num = num_ptr + i_sum * E + 2 * o_c
+            tl.store(p_num, tl.sum(b_num1, 0) * decay + weight * b_v1)
+            tl.store(p_num + 1, tl.sum(b_num2, 0) * decay + weight * b_v2)
             if NORMALIZE:
-                b_den += b_phi * b_z
-            decay = 1.0
-            if GATED:
-                gate = tl.load(g_ptr + i_b * stride_gb + i_h * stride_gh).to(tl.float32)
-                decay = tl.exp(tl.maximum(gate, MIN))
-            b_phi = features_at(k_ptr + i_b * stride_kb + i_h * stride_kh, b_rows, P)
-            p_v = v_ptr + i_b * stride_vb + i_h * stride_vh + 2 * o_c
-            b_v1 = tl.load(p_v).to(tl.float32)
-            b_v2 = tl.load(p_v + 1).to(tl.float32)
-            b_s = paired(
-                first_half(b_s) * decay + b_phi[:, None] * b_v1[None, :],
-                second_half(b_s) * decay + b_phi[:, None] * b_v2[None, :],
-            )
-            s_desc.store([g * ROWS, 0], b_s)
-            tl.store(p_z, b_z * decay + b_phi)  # by the thread that has read it: there are as many rows
-            last = (i_row + ROWS == TILES * ROWS) | (g == stop - 1)
-            if last:
-                i_sum = tl.cast(i_bh, tl.int64) * (slots + 1) + 1 + tl.where(i_bh == i_first, slot_first, 0)
-                p_num = num_ptr + i_sum * E + 2 * o_c
-                tl.store(p_num, tl.sum(b_num1, 0))
-                tl.store(p_num + 1, tl.sum(b_num2, 0))
-                if NORMALIZE:
-                    tl.store(den_ptr + i_sum, tl.sum(b_den, 0))
-            b_num1 = tl.where(last, 0.0, b_num1)
-            b_num2 = tl.where(last, 0.0, b_num2)
-            b_den = tl.where(last, 0.0, b_den)
+                tl.store(den_ptr + i_sum, tl.sum(b_den, 0) * decay + weight)
+        b_num1 = tl.where(last, 0.0, b_num1)
+        b_num2 = tl.where(last, 0.0, b_num2)
+        b_den = tl.where(last, 0.0, b_den)
