@@ -210,13 +210,40 @@ def test_it_decodes_over_the_last_keys(wide, ctx):
     inputs = make_inputs(problem, CPU, 0, decoding=True)
     want = kernel.reference(case, replace(inputs, q=inputs.q.expand(-1, ctx, -1, -1)), torch.tensor([ctx - 1]))
     decoder = kernel.decoding.prepare(case, inputs)
-    inputs.k[:, : ctx - wide] = torch.nan  # what is before the window is not read
+    context = inputs.k.clone()
     inputs.k[:, -1] = torch.nan  # what is not appended is seen
+    if wide < ctx:
+        inputs.k.fill_(torch.nan)  # the window has memory of its own
     torch.testing.assert_close(decoder.step(), want)
+    inputs.k.copy_(context)
+    inputs.v.mul_(-1)
+    decoder.reset()
+    for _ in range(2):
+        torch.testing.assert_close(decoder.step(), -want)
+    assert torch.equal(inputs.k, context)
     assert kernel.decoding.sequence_bytes(case) == wide * 2 * (8 + 8) * 8
     attend = kernel.decoding.launches(case)[1].cost
     assert attend.useful_flops == 2 * 2 * 4 * wide * (8 + 8)
     assert attend.bytes == 2 * (wide * 2 * (8 + 8) + 4 * (8 + 8)) * 8
+
+
+def test_a_window_in_a_copy_is_memory_beyond_the_inputs():
+    whole, part = (Case(Problem(2, 300, 4, 2, 8, 8, "fp64", True), "window-torch", Params(2, window=wide), "decode")
+                   for wide in (300, 20))  # fmt: skip
+    extra = {case: KERNELS["window-torch"].decoding.workspace_bytes(case) for case in (whole, part)}
+    token, scores = 2 * 2 * (8 + 8) * 8, 2 * 4 * 10  # bytes of k and v of two sequences' token; of scores of their key
+    assert extra[whole] == 300 * (2 * token + scores)  # k and v for each of two groups
+    assert extra[part] == 20 * (3 * token + scores)
+
+
+def test_a_token_that_is_not_appended_to_a_window_is_seen(monkeypatch):
+    problem = Problem(2, 300, 4, 2, 8, 8, "fp64", True)
+    inputs = make_inputs(problem, CPU, 0, decoding=True)
+    decoder = KERNELS["window-torch"].decoding.prepare(
+        Case(problem, "window-torch", Params(2, window=20), "decode"), inputs
+    )
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda self, *_: self)
+    assert decoder.step().isnan().all()
 
 
 def test_flex_does_not_decode():

@@ -1,16 +1,18 @@
 """Softmax attention in the pass `decode`: one query a sequence over a KV cache, by torch and by FlashAttention.
 
-The cache is the problem's own k and v, [B, T, Hk, d] and [B, T, Hk, e], or of a sliding window the last slots of them.
-The last slot is the new token's: every step writes it there, as decoding has to, and then attends to all. Which of a
-package's kernels runs for one query (flash decoding, split over the keys, or not) is the package's own choice.
+The cache is the problem's own k and v, [B, T, Hk, d] and [B, T, Hk, e]. Of a sliding window it is a copy of their last
+slots, side by side in memory: a model with windows keeps no more, and windows that lie a context apart are slower to
+read. The last slot is the new token's: every step writes it there, as decoding has to, and then attends to all. Which
+of a package's kernels runs for one query (flash decoding, split over the keys, or not) is the package's own choice.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -40,15 +42,36 @@ def _slots(case: Case) -> int:
     return case.params.window or case.problem.seqlen
 
 
-def _cached(case: Case, inputs: Inputs) -> Inputs:
-    """The inputs with the tokens that the cache holds, as views."""
-    slots = _slots(case)
-    return replace(inputs, k=inputs.k[:, -slots:], v=inputs.v[:, -slots:])
+@dataclass(frozen=True)
+class _Cache:
+    """k [B, slots, Hk, d] and v [B, slots, Hk, e], the inputs' own or copies; new_k and new_v are the new token's."""
+
+    inputs: Inputs
+    k: torch.Tensor
+    v: torch.Tensor
+    new_k: torch.Tensor
+    new_v: torch.Tensor
+
+    @classmethod
+    def of(cls, case: Case, inputs: Inputs) -> _Cache:
+        k, v = inputs.k, inputs.v
+        if _is_copied(case):
+            k, v = (torch.empty_like(x[:, -_slots(case) :], memory_format=torch.contiguous_format) for x in (k, v))
+        cache = cls(inputs, k, v, inputs.k[:, -1:].clone(), inputs.v[:, -1:].clone())
+        cache.reset()
+        return cache
+
+    def reset(self) -> None:
+        """From the inputs as they are now. The last slot of a copy waits for the token."""
+        for kept, x, new in ((self.k, self.inputs.k, self.new_k), (self.v, self.inputs.v, self.new_v)):
+            new.copy_(x[:, -1:])
+            if kept is not x:
+                kept.copy_(x[:, -kept.shape[1] :])
+                kept[:, -1] = math.nan
 
 
-def _token(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """k and v of the last token, in memory of their own."""
-    return inputs.k[:, -1:].clone(), inputs.v[:, -1:].clone()
+def _is_copied(case: Case) -> bool:
+    return _slots(case) < case.problem.seqlen
 
 
 def _prepare_sdpa(backend: SDPBackend | None, case: Case, inputs: Inputs) -> Decoder:
@@ -59,40 +82,34 @@ def _prepare_sdpa(backend: SDPBackend | None, case: Case, inputs: Inputs) -> Dec
             y = scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), enable_gqa=gqa)
         return y.transpose(1, 2)
 
-    return _appending(_cached(case, inputs), attend)
+    return _appending(inputs.q, _Cache.of(case, inputs), attend)
 
 
 def _prepare_flash(module: Callable[[], str], case: Case, inputs: Inputs) -> Decoder:
     """Raises ImportError where the package is not installed."""
-    package, inputs = importlib.import_module(module()), _cached(case, inputs)
+    package = importlib.import_module(module())
+    q, cache = inputs.q, _Cache.of(case, inputs)
     cached = getattr(package, "flash_attn_with_kvcache", None)
     if cached is None:  # flash-attn-4: causal masks are aligned with the last key
-        return _appending(inputs, lambda q, k, v: _first(package.flash_attn_func(q, k, v, causal=True)))
-    B, slots = inputs.k.shape[:2]
-    new_k, new_v = _token(inputs)
-    lengths = torch.full((B,), slots - 1, dtype=torch.int32, device=inputs.k.device)
+        return _appending(q, cache, lambda q, k, v: _first(package.flash_attn_func(q, k, v, causal=True)))
+    B, slots = cache.k.shape[:2]
+    lengths = torch.full((B,), slots - 1, dtype=torch.int32, device=q.device)
 
     def step() -> torch.Tensor:
-        return _first(cached(inputs.q, inputs.k, inputs.v, k=new_k, v=new_v, cache_seqlens=lengths, causal=True))
+        return _first(cached(q, cache.k, cache.v, k=cache.new_k, v=cache.new_v, cache_seqlens=lengths, causal=True))
 
-    return Decoder(step, lambda: _refresh(inputs, new_v))
+    return Decoder(step, cache.reset)
 
 
-def _appending(inputs: Inputs, attend: Attend) -> Decoder:
+def _appending(q: torch.Tensor, cache: _Cache, attend: Attend) -> Decoder:
     """Write the token into the cache, then attend."""
-    new_k, new_v = _token(inputs)
 
     def step() -> torch.Tensor:
-        inputs.k[:, -1:].copy_(new_k)
-        inputs.v[:, -1:].copy_(new_v)
-        return attend(inputs.q, inputs.k, inputs.v)
+        cache.k[:, -1:].copy_(cache.new_k)
+        cache.v[:, -1:].copy_(cache.new_v)
+        return attend(q, cache.k, cache.v)
 
-    return Decoder(step, lambda: _refresh(inputs, new_v))
-
-
-def _refresh(inputs: Inputs, new_v: torch.Tensor) -> None:
-    """The cache is the inputs themselves; only the token is a copy."""
-    new_v.copy_(inputs.v[:, -1:])
+    return Decoder(step, cache.reset)
 
 
 def _first(result: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -122,13 +139,15 @@ def cache_bytes(case: Case) -> int:
 
 
 def _workspace_bytes(case: Case) -> int:
-    """Rough: partial sums of keys that were split. The cache is the inputs."""
-    return 64 * (case.problem.q_bytes + case.problem.y_bytes) // case.problem.seqlen
+    """Rough: partial sums of keys that were split; and a window's cache, the others being the inputs."""
+    copied = case.problem.batch * cache_bytes(case) if _is_copied(case) else 0
+    return copied + 64 * (case.problem.q_bytes + case.problem.y_bytes) // case.problem.seqlen
 
 
 def _math_workspace_bytes(case: Case) -> int:
-    """Scores, their softmax and a copy in the inputs' dtype; with GQA, k and v for each query head."""
+    """Scores, softmax and a copy in the inputs' dtype; with GQA k and v for each query head; a window's cache."""
     problem = case.problem
     scores = 10 * problem.batch * problem.heads * _slots(case)
     groups = problem.heads // problem.kv_heads
-    return scores + (groups * problem.batch * cache_bytes(case) if groups > 1 else 0)
+    caches = (groups if groups > 1 else 0) + _is_copied(case)
+    return scores + caches * problem.batch * cache_bytes(case)
