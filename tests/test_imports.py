@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+
+from powerbench.kernels.power.dynamo import constant_result
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "powerbench"
@@ -84,6 +87,18 @@ def test_the_operator_needs_no_triton():
     """It is an extra: `triton_op`, `triton_decode` and what they import come in with the first call on Triton."""
     done = run_python("import sys; sys.modules['triton'] = None; import powerbench.kernels.power.decode")
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_sweep_imports_is_without_the_compiler():
+    """torch._dynamo takes a second, in each process of a sweep."""
+    code = "import sys, powerbench.session, powerbench.bench; sys.exit('torch._dynamo' in sys.modules)"
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr or "torch._dynamo was imported"
+
+
+def test_a_constant_is_marked_as_torch_marks_it():
+    first, second = (lambda: 1), (lambda: 1)
+    assert vars(constant_result(first)) == vars(torch.compiler.assume_constant_result(second)) != {}
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

@@ -21,6 +21,7 @@ from powerbench.kernels.power.arguments import (
     check_tensors,
 )
 from powerbench.kernels.power.choose import choose
+from powerbench.kernels.power.dynamo import constant_result
 from powerbench.kernels.power.feature_map import tspow_dim
 from powerbench.kernels.power.state import PowerState
 from powerbench.kernels.power.state_size import normalized_by_default
@@ -151,7 +152,7 @@ def use_triton(backend: str, q: Tensor, v: Tensor) -> bool:
     return backend == "triton"
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace the search for a package, and need not
+@constant_result  # torch.compile cannot trace the search for a package, and need not
 def _has_triton() -> bool:
     return find_spec("triton") is not None
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
+from powerbench.kernels.power.dynamo import constant_result
 from powerbench.kernels.power.feature_map import feature_map, tspow_dim
 from powerbench.kernels.power.state import PowerState
 
@@ -208,7 +209,7 @@ def power(x: Tensor, p: int) -> Tensor:
     return power(x * x, p // 2) if p % 2 == 0 else x * power(x, p - 1)
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace the feature map, and need not
+@constant_result  # torch.compile cannot trace the feature map, and need not
 def multiplicity(d: int, p: int, d_tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Multiplicities of the state's rows, [D, 1], kept on the device: copies would stall it, and break CUDA graphs."""
     return _make_multiplicity(d, p, d_tile, dtype, device)
