@@ -186,9 +186,10 @@ def test_the_answer():
 
 def test_one_context_is_not_a_crossover():
     (answer,) = answers(runs.cpu_run((16384,)))
-    assert answer.sentences[0] == (
-        "Power attention (p = 2, power-torch) is 3.2x faster than softmax attention (sdpa-cpu) at 16k; "
-        "a crossover needs more contexts."
+    assert answer.sentences[:3] == (
+        "Power attention (p = 2, power-torch) is 3.2x faster than softmax attention (sdpa-cpu) at 16k.",
+        "It is 20.0x slower than linear attention (linear-torch, p = 1) at 16k.",
+        "A crossover needs more contexts.",
     )
 
 
@@ -301,6 +302,21 @@ def test_contexts_where_power_failed_are_said():
     sentences = next(a for a in answers(runs.gpu_run()) if a.p == 3).sentences
     assert sentences[-1].startswith(
         "No time to trust for power attention at 64k, 128k: power-triton, p = 3: oom, CUDA out"
+    )
+
+
+def test_contexts_without_any_time_are_said_once():
+    lost = [
+        runs.measurement(name, ctx, None, params=params, status="oom", message="64 GiB wanted")
+        for name, params, at in (("power-torch", Params(2), (4096,)), ("sdpa-cpu", Params(), (2048, 4096)))
+        for ctx in at
+    ]
+    power = [runs.measurement("power-torch", ctx, 1.0, params=Params(2), flops=1e6) for ctx in (1024, 2048)]
+    softmax = runs.measurement("sdpa-cpu", 1024, 1.0, flops=1e6)
+    sentences = answers(runs.run([*power, softmax, *lost]))[0].sentences
+    assert sentences[-2:] == (
+        "No time to trust for any contestant at 4k: power-torch, p = 2, sdpa-cpu: oom, 64 GiB wanted.",
+        "No time to trust for softmax attention at 2k: sdpa-cpu: oom, 64 GiB wanted.",
     )
 
 

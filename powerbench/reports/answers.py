@@ -95,9 +95,7 @@ def _group_answers(group: Group, name: str) -> list[Answer]:
                 lambda row: row.throttled,
             ),
             *(_roof_sentence(group, power) if any(curve.family not in POWER for curve in group.curves) else []),
-            *_partial(group, POWER, "power attention", p),
-            *_partial(group, SOFTMAX, "softmax attention"),
-            *_partial(group, LINEAR, "linear attention"),
+            *_missing(group, p),
         ]
         predicted = [_predicted(power, group, families) for families in (SOFTMAX, LINEAR)]
         said = tuple(capital(sentence) for sentence in sentences)
@@ -116,20 +114,24 @@ def comparisons(p: int, power: dict[int, Row], group: Group) -> list[str]:
     if not tried:
         return [time_sentence(subject, power)]
     subjects = [subject, *("it" for _ in tried[1:])]
-    return [_comparison(who, power, group, rivals[what], what) for who, what in zip(subjects, tried, strict=True)]
+    said = [_comparison(who, power, group, rivals[what], what) for who, what in zip(subjects, tried, strict=True)]
+    one_context = any(between is not None and len(between.contexts) == 1 for _, between in said)
+    return [sentence for sentence, _ in said] + (["A crossover needs more contexts."] if one_context else [])
 
 
-def _comparison(subject: str, power: dict[int, Row], group: Group, families: tuple[str, ...], what: str) -> str:
+def _comparison(
+    subject: str, power: dict[int, Row], group: Group, families: tuple[str, ...], what: str
+) -> tuple[str, Crossover | None]:
     """How power attention stands against the fastest of some families, of which there is a row, at each context."""
     tried = [row for row in group.rows if row.family in families]
     best = best_of(group.curves, families)
     if not best:
-        return f"{subject} could not be compared with {what}. {_nothing(what, tried)}"
+        return f"{subject} could not be compared with {what}. {_nothing(what, tried)}", None
     between = compare(power, best)
     other = f"{what} ({_kernels({ctx: best[ctx] for ctx in between.contexts} or best)})"
     if between.speedup is None:
-        return f"{subject} was never measured at the same context as {other}."
-    return _verdict(subject, other, between)
+        return f"{subject} was never measured at the same context as {other}.", between
+    return _verdict(subject, other, between), between
 
 
 def _verdict(subject: str, other: str, between: Crossover) -> str:
@@ -140,7 +142,7 @@ def _verdict(subject: str, other: str, between: Crossover) -> str:
     match between.verdict:
         case "unknown":
             than = "as" if end.startswith("as fast") else "than"
-            what = f"{subject} is {end} {than} {other} {at}; a crossover needs more contexts."
+            what = f"{subject} is {end} {than} {other} {at}."
         case "level":
             what = f"{subject} is as fast as {other} within the noise at every measured context ({between.range_text})."
         case "crosses" | "always":
@@ -191,15 +193,23 @@ def _roof_sentence(group: Group, power: dict[int, Row]) -> list[str]:
     return [f"{sentence}."]
 
 
-def _partial(group: Group, families: tuple[str, ...], what: str, p: int | None = None) -> list[str]:
-    """Contexts at which a side has no time to trust, though it has some elsewhere and was tried here."""
-    have = best_of(group.curves, families, p)
-    tried = [row for row in group.rows if row.family in families and p in (None, row.p)]
-    missing = [row for row in tried if row.ctx not in have]
-    if not have or not missing:
-        return []
-    where = contexts_text({row.ctx for row in missing}, {row.ctx for row in group.rows})
-    return [_nothing(f"{what} at {where}", missing)]
+def _missing(group: Group, p: int) -> list[str]:
+    """Contexts at which a side has no time to trust, though it has some elsewhere and was tried here; or nobody has."""
+    sides = [("power attention", POWER, p), ("softmax attention", SOFTMAX, None), ("linear attention", LINEAR, None)]
+    lost = {row.ctx for row in group.rows} - {row.ctx for row in group.rows if row.valid}
+    said = [_without(group.rows, lost, "any contestant", group)] if lost else []
+    for what, families, degree in sides:
+        have = best_of(group.curves, families, degree)
+        tried = [row for row in group.rows if row.family in families and degree in (None, row.p)]
+        missing = {row.ctx for row in tried} - have.keys() - lost
+        if have and missing:
+            said.append(_without(tried, missing, what, group))
+    return said
+
+
+def _without(tried: Sequence[Row], contexts: set[int], what: str, group: Group) -> str:
+    where = contexts_text(contexts, {row.ctx for row in group.rows})
+    return _nothing(f"{what} at {where}", [row for row in tried if row.ctx in contexts])
 
 
 def _nothing(what: str, tried: Sequence[Row]) -> str:
