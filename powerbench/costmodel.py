@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -28,6 +28,7 @@ _MATERIAL = 0.02  # a quadratic term below this share of the FLOPs at the larges
 _SAME_TOKENS = 2.0  # largest over smallest; below, launch and linear terms cannot be told apart
 
 Array = NDArray[np.float64]
+N = TypeVar("N", float, NDArray[np.float64])
 
 
 class Point(NamedTuple):
@@ -54,8 +55,8 @@ class CostModel(msgspec.Struct, frozen=True):
         """The largest residual, of 1."""
         return max(abs(residual) for residual in self.residuals.values())
 
-    def time_ms(self, ctx: float, batch: float) -> float:
-        """Predicted milliseconds of a call on `batch` sequences of `ctx` tokens."""
+    def time_ms(self, ctx: N, batch: N) -> N:
+        """Predicted milliseconds of a call on `batch` sequences of `ctx` tokens, each a number or an array."""
         constant, slope = self.bytes_per_sequence
         linear = self.linear_ms_per_byte * (constant + slope * ctx)
         return self.launch_ms + batch * (linear + self.quadratic_ms_per_flop * self.flops_per_square * ctx**2)
@@ -130,10 +131,8 @@ def predict(ahead: CostModel, behind: CostModel, end: int, tokens: int | None, b
     if error > LARGEST_ERROR:
         return None
     grid = end * 2 ** np.arange(0, math.log2(HORIZON) + 1e-9, 1 / 64)
-    sequences = [max(1.0, tokens / ctx) if tokens else float(batch) for ctx in grid]
-    lead = np.array(
-        [math.log(behind.time_ms(c, b) / ahead.time_ms(c, b)) for c, b in zip(grid, sequences, strict=True)]
-    )
+    sequences = np.maximum(1.0, tokens / grid) if tokens else np.full(len(grid), float(batch))
+    lead = np.log(behind.time_ms(grid, sequences) / ahead.time_ms(grid, sequences))
     if lead[0] <= 0:
         return None
     at, low, high = (_first_below(grid, lead, bound) for bound in (0.0, error, -error))

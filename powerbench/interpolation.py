@@ -84,13 +84,13 @@ def _cubic_root(x: Array, y: Array, slopes: Array, segment: int) -> Array:
     x0, width = x[segment], x[segment + 1] - x[segment]
     y0, y1 = y[:, segment], y[:, segment + 1]
     m0, m1 = slopes[:, segment] * width, slopes[:, segment + 1] * width
-    low, high = np.zeros(len(y)), np.ones(len(y))
+    square, cube, sign = 3 * (y1 - y0) - 2 * m0 - m1, m0 + m1 - 2 * (y1 - y0), np.sign(y0)
+    t, step = np.full(len(y), 0.5), 0.25
     for _ in range(32):
-        t = (low + high) / 2
-        value = y0 + t * (m0 + t * (3 * (y1 - y0) - 2 * m0 - m1 + t * (m0 + m1 - 2 * (y1 - y0))))
-        before = np.sign(value) == np.sign(y0)
-        low, high = np.where(before, t, low), np.where(before, high, t)
-    return x0 + width * (low + high) / 2
+        value = y0 + t * (m0 + t * (square + t * cube))
+        t += np.where(value * sign > 0, step, -step)
+        step /= 2
+    return x0 + width * t
 
 
 def _bounds(x: Array, y: Array, segment: int) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import takewhile
 
 from powerbench.costmodel import CostModel, Point, Prediction, fit, predict
@@ -17,7 +18,13 @@ def model(curve: Curve) -> CostModel | None:
     """The model of a curve, fitted where it does what it does at its largest context: the same launches and chunk."""
     ordered = list(reversed(curve.points.values()))
     alike = list(takewhile(lambda row: _form(row) == _form(ordered[0]), ordered))
-    return fit([Point(row.ctx, row.batch, row.measurement.cost, row.median_ms or 0.0) for row in alike])
+    return _fitted(tuple(Point(row.ctx, row.batch, row.measurement.cost, row.median_ms or 0.0) for row in alike))
+
+
+@lru_cache(maxsize=4096)
+def _fitted(points: tuple[Point, ...]) -> CostModel | None:
+    """Once a curve: it is asked for with every other curve of its setting."""
+    return fit(points)
 
 
 def prediction(ahead: Curve, behind: Curve) -> Prediction | None:

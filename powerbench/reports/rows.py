@@ -5,6 +5,7 @@ All tables, figures and sentences are made from these rows, so that a number is 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -102,10 +103,19 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
 COLUMNS: tuple[str, ...] = tuple(field.encode_name for field in msgspec.structs.fields(Row)[:-1])
 
 
+# Of the last runs: a page asks for them half a dozen times. By identity, since a run and its rows are never changed.
+_KEPT: deque[tuple[Run, list[Row]]] = deque(maxlen=8)
+
+
 def rows(run: Run) -> list[Row]:
     """One row a measurement, in the order of the file."""
+    for known, found in _KEPT:
+        if known is run:
+            return list(found)
     ceilings = run.ceilings
-    return [_row(measurement, ceilings) for measurement in run.measurements]
+    found = [_row(measurement, ceilings) for measurement in run.measurements]
+    _KEPT.append((run, found))
+    return list(found)
 
 
 def values(row: Row) -> list[object]:
