@@ -159,6 +159,17 @@ def test_a_hard_reset(monkeypatch):
     assert relative_error(found[1][1].s, found[0][1].s) < (1e-9 if DEVICE == "cpu" else 1e-3)
 
 
+def test_a_first_token_at_right_angles_to_its_query(launched):
+    """y is its v: a denominator from phi would be float32's rounding, and y another vector."""
+    (q, k, v, log_g), start = begin(2, 16, 16, 16, tokens=1)
+    along = (q * k).sum(-1, keepdim=True) / (k * k).sum(-1, keepdim=True)
+    q = q - 0.999 * along * k
+    empty = PowerState(torch.zeros_like(start.s), torch.zeros_like(start.z))
+    y, _ = steps([q, k, v, log_g], empty, **SIZES)
+    assert relative_error(y, v) < Y_TOLERANCE
+    assert launched == ["walk_kernel"]
+
+
 def test_any_strides_of_the_tokens(launched):
     inputs, start = begin(2, 16, 16, 16, tokens=1)
     packed = torch.cat(inputs[:3], dim=-1)
