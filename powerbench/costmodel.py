@@ -28,7 +28,7 @@ _MATERIAL = 0.02  # a quadratic term below this share of the FLOPs at the larges
 _SAME_TOKENS = 2.0  # largest over smallest; below, launch and linear terms cannot be told apart
 
 Array = NDArray[np.float64]
-N = TypeVar("N", float, NDArray[np.float64])
+N = TypeVar("N", float, Array)
 
 
 class Point(NamedTuple):

@@ -7,19 +7,20 @@ step by step, and there against one in float32, for PyTorch reads what it has ju
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import pairwise
 
 import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
+import triton.language as tl  # noqa: E402
 from power_inputs import make_inputs, relative_error  # noqa: E402
 
 from powerbench import LazyState, PowerState, power_attention, power_attention_step  # noqa: E402
 from powerbench.kernels.power import decode_tiling, triton_decode  # noqa: E402
+from powerbench.kernels.power.step_parts import first_tile, walker_of  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("nan_filled_memory"),
@@ -253,16 +254,41 @@ def test_the_rule(change):
     assert not decode_tiling.walks(**MAIN | change)
 
 
+@triton.jit
+def shares_kernel(first_ptr, owner_ptr, tiles, walkers, offset, FIRSTS: tl.constexpr, OWNERS: tl.constexpr):
+    """The first tile of each walker, and of one beyond them; the walkers of tiles from `offset` on."""
+    w = tl.arange(0, FIRSTS)
+    tl.store(first_ptr + w, first_tile(w, tiles, walkers))
+    g = offset + tl.arange(0, OWNERS)
+    tl.store(owner_ptr + g - offset, walker_of(g, tiles, walkers))
+
+
+def shares(tiles, walkers, offset=0, number=None):
+    number = tiles if number is None else number
+    sizes = triton.next_power_of_2(walkers + 1), triton.next_power_of_2(number)
+    first, owner = (torch.zeros(size, dtype=torch.int32, device=DEVICE) for size in sizes)
+    shares_kernel[(1,)](first, owner, tiles, walkers, offset, *sizes)
+    return first[: walkers + 1].tolist(), owner[:number].tolist()
+
+
 @pytest.mark.parametrize("processors", [1, 7, 132])
 @pytest.mark.parametrize(("dim", "heads"), [(2304, 8), (2304, 512), (128, 1), (128, 700), (8960, 3), (256, 41)])
 def test_walkers_share_the_tiles(dim, heads, processors):
     way = decode_tiling.walk(dim, heads, processors)
-    tiles = heads * way.tiles
-    owners = [((g + 1) * way.walkers - 1) // tiles for g in range(tiles)]
-    firsts = [w * tiles // way.walkers for w in range(way.walkers + 1)]
-    assert owners == [w for w, (one, other) in enumerate(pairwise(firsts)) for _ in range(other - one)]
-    runs = Counter(owners)
-    assert len(runs) == way.walkers <= 3 * processors
-    assert max(runs.values()) - min(runs.values()) <= 1
+    assert way.walkers <= 3 * processors
+    firsts, owners = shares(heads * way.tiles, way.walkers)
+    runs = [end - start for start, end in pairwise(firsts)]
+    assert min(runs) > 0
+    assert max(runs) - min(runs) <= 1
+    assert owners == [w for w, run in enumerate(runs) for _ in range(run)]
+    assert len(owners) == heads * way.tiles
     met = [len(set(owners[i * way.tiles : (i + 1) * way.tiles])) for i in range(heads)]
     assert max(met) <= way.slots <= max(met) + 1
+
+
+def test_walkers_share_the_most_tiles():
+    """Their number times that of walkers is beyond int32."""
+    tiles, walkers = (1 << 31) // decode_tiling.WALK_ROWS - 1, 396
+    firsts, owners = shares(tiles, walkers, offset=tiles - 64, number=64)
+    assert firsts == [w * tiles // walkers for w in range(walkers + 1)]
+    assert owners == [walkers - 1] * 64

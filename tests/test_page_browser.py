@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -377,31 +378,22 @@ def test_without_scripts_the_words_tables_and_drawings_stand(browser, pages):
 
 
 def test_it_opens_within_two_seconds_with_two_thousand_cases(browser, tmp_path):
-    """Of its own thread: the machine that tests has other work, for which nobody's page waits."""
     path = tmp_path / "large.html"
     write_page([runs.large_run(2000)], path)
     assert path.stat().st_size < 4e6
     size = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     browser.send("Emulation.setDeviceMetricsOverride", **size)
     browser.send("Emulation.setScriptExecutionDisabled", value=False)
-    browser.send("Performance.enable", timeDomain="threadTicks")
     times = []
-    for _ in range(3):  # the best of three: a processor that two threads share is slower for each
+    for _ in range(3):  # the best of three: the machine that tests has other work
         browser.send("Page.navigate", url="about:blank")
-        start = _thread_seconds(browser)
+        start = time.monotonic()
         browser.send("Page.navigate", url=path.as_uri())
         browser.wait_for("document.documentElement?.dataset.ready")
         browser.value("document.querySelector('figure').scrollIntoView()")
         browser.wait_for("document.querySelector('.main-svg')")
-        times.append(_thread_seconds(browser) - start)
-    browser.send("Performance.disable")
-    assert 0.1 < min(times) < 2
-
-
-def _thread_seconds(browser):
-    """Processor time of the page's main thread so far."""
-    metrics = browser.send("Performance.getMetrics")["metrics"]
-    return next(metric["value"] for metric in metrics if metric["name"] == "ThreadTime")
+        times.append(time.monotonic() - start)
+    assert min(times) < 2
 
 
 def test_two_runs_of_the_same_cases_show_what_changed(browser, pages):

@@ -54,10 +54,9 @@ class _Cache:
 
     @classmethod
     def of(cls, case: Case, inputs: Inputs) -> _Cache:
-        k, v = inputs.k, inputs.v
-        if _is_copied(case):
-            k, v = (torch.empty_like(x[:, -_slots(case) :], memory_format=torch.contiguous_format) for x in (k, v))
-        cache = cls(inputs, k, v, inputs.k[:, -1:].clone(), inputs.v[:, -1:].clone())
+        both = inputs.k, inputs.v
+        kept = (_memory(x, _slots(case)) for x in both) if _is_copied(case) else both
+        cache = cls(inputs, *kept, *(_memory(x, 1) for x in both))
         cache.reset()
         return cache
 
@@ -68,6 +67,11 @@ class _Cache:
             if kept is not x:
                 kept.copy_(x[:, -kept.shape[1] :])
                 kept[:, -1] = math.nan
+
+
+def _memory(x: torch.Tensor, slots: int) -> torch.Tensor:
+    """For the last slots of x, side by side; not filled."""
+    return torch.empty_like(x[:, -slots:], memory_format=torch.contiguous_format)
 
 
 def _is_copied(case: Case) -> bool:
