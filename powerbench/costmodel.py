@@ -25,7 +25,7 @@ from powerbench.cost import Cost
 LARGEST_ERROR = 0.25  # a model that misses a measured time by more predicts nothing
 HORIZON = 16  # times the largest measured context; no prediction beyond
 _MATERIAL = 0.02  # a quadratic term below this share of the FLOPs at the largest context is rounding of the ledger
-_SAME_TOKENS = 2.0  # largest over smallest; below, launch and linear terms cannot be told apart
+_SAME_BYTES = 2.0  # a call's largest over smallest; below, launch and linear terms cannot be told apart
 
 Array = NDArray[np.float64]
 N = TypeVar("N", float, Array)
@@ -89,8 +89,8 @@ def fit(points: Sequence[Point]) -> CostModel | None:
     if square * ctx[end] ** 2 < _MATERIAL * flops[end]:
         square = 0.0
     columns = np.stack([np.ones_like(ctx), batch * (moved[0] + moved[1] * ctx), batch * square * ctx**2], axis=1)
-    tokens = batch * ctx
-    terms = [1] if max(tokens) < _SAME_TOKENS * min(tokens) else [0, 1]
+    call_bytes = columns[:, 1]
+    terms = [1] if max(call_bytes) < _SAME_BYTES * min(call_bytes) else [0, 1]
     terms += [2] if square else []
     if len(points) <= len(terms):
         return None

@@ -48,6 +48,15 @@ def test_at_constant_tokens_launch_and_linear_are_one():
     assert model.time_ms(16384, 1) == pytest.approx(0.5 + 1e-7 * 1024 * 16384 + 2e-9 * 128 * 16384**2, rel=1e-3)
 
 
+def test_bytes_that_do_not_grow_are_one_term():
+    """A state that is read for every token: its time is a rate of bytes, and stays so at every context and batch."""
+    made = [Point(ctx, 4, Cost(1, 1, 4 * 10**6), 0.01) for ctx in CONTEXTS]
+    model = fit(made)
+    assert model.launch_ms == 0
+    assert model.time_ms(16 * CONTEXTS[-1], 4) == pytest.approx(0.01)
+    assert model.time_ms(CONTEXTS[-1], 8) == pytest.approx(0.02)
+
+
 def test_too_few_points_or_no_ledger_is_no_model():
     found = points(0.5, 1e-7, 2e-9)
     assert fit([]) is None

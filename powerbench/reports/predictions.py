@@ -15,7 +15,10 @@ LABEL = "Predicted, not measured"
 
 
 def model(curve: Curve) -> CostModel | None:
-    """The model of a curve, fitted where it does what it does at its largest context: the same launches and chunk."""
+    """The model of a curve, fitted where it does what it does at its largest context: same launches, chunk and window.
+
+    A window ends with its context, and short contexts may be none.
+    """
     ordered = list(reversed(curve.points.values()))
     alike = list(takewhile(lambda row: _form(row) == _form(ordered[0]), ordered))
     return _fitted(tuple(Point(row.ctx, row.batch, row.measurement.cost, row.median_ms or 0.0) for row in alike))
@@ -57,4 +60,4 @@ def model_text(found: CostModel) -> str:
 
 
 def _form(row: Row) -> tuple[object, ...]:
-    return (row.chunk_size, *(launch.name for launch in row.measurement.launches))
+    return (row.chunk_size, row.window, *(launch.name for launch in row.measurement.launches))
