@@ -75,7 +75,7 @@ class Prediction(msgspec.Struct, frozen=True):
 
 
 def fit(points: Sequence[Point]) -> CostModel | None:
-    """The model of a contestant that did the same launches at each of these contexts.
+    """The model of a contestant that did the same at each of these contexts.
 
     None where there are no more points than terms, at least three, or where the ledger counts no bytes.
     """

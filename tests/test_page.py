@@ -95,6 +95,27 @@ def test_the_roofline_has_the_measured_ceilings():
     assert compute.places[0][0] == pytest.approx(790e12 / 8.2e12)
 
 
+@pytest.mark.parametrize("intensity", [1.0, 3.0, 10.0, 30.0])
+def test_the_name_of_the_memory_gives_way_to_points(intensity):
+    """Decoding is a heap of points at one intensity, near the memory's line and below it."""
+    rates = [4.0e12 * 0.9**step for step in range(20)]
+    measured = [
+        runs.measurement("power-torch", 1024 * 2**step, flops / rate * 1e3, flops=0.8 * flops, moved=flops / intensity,
+                         noise=0.0)
+        for step, (flops, rate) in enumerate((1e12, rate * intensity) for rate in rates)
+    ]  # fmt: skip
+    _, chart = _charts(runs.run(measured, runs.header(peak=7.9e14, bandwidth=4.1e12)))
+    memory = chart.rules[0]
+    assert memory.below
+    assert memory.places[0] <= memory.places[1] <= memory.places[2]
+    x, y = memory.places[memory.named]
+    points = [(point.x, point.y) for point in _drawn_as(chart, "points")[0].points]
+    assert len(points) == len(measured)
+    assert all(at == pytest.approx(intensity) for at, _ in points)
+    across, down = ((high / low) ** share for (low, high), share in ((chart.x.range, 0.2), (chart.y.range, 0.05)))
+    assert not [at for at in points if x <= at[0] <= x * across and y / down <= at[1] <= y]
+
+
 def test_the_axes_of_one_machine_are_the_same_whatever_was_measured():
     """So that two pages lie over each other: the forward pass in bf16 alone, and a sweep of tiles and more passes."""
     ceilings = runs.gpu_ceilings()
@@ -292,6 +313,20 @@ def test_every_chart_can_be_drawn_for_paper(run):
         assert [text for _, text in chart.y.ticks] in ([], [label.get_text() for label in axes.get_yticklabels()])
 
 
+@pytest.mark.parametrize("times", [(1.0, 0.0602), (1e-5, 0.999e-5), (100.0, 1.0)])
+def test_the_words_of_the_longest_bar_have_room(times):
+    kernels = ("power-torch", "sdpa-cpu")
+    measured = [runs.measurement(kernel, 1024, ms, flops=1, moved=1) for kernel, ms in zip(kernels, times, strict=True)]
+    (figures,), _ = _charts(runs.run(measured))
+    drawn = figure(figures["ranking"], "")
+    drawn.draw_without_rendering()
+    (axes,) = drawn.axes
+    words = [text for text in axes.texts if text.get_text().endswith(" ms")]
+    assert len(words) == 2
+    assert max(text.get_window_extent().x1 for text in words) <= axes.bbox.x1
+    assert axes.get_xlim()[0] == 0
+
+
 def test_static_files_are_the_same_every_time(tmp_path):
     for folder in ("one", "two"):
         write_static([runs.cpu_run((1024,))], tmp_path / folder)
@@ -375,6 +410,9 @@ def test_every_run_has_a_page(any_run):
         assert not any(name.startswith("on") for name in attrs)
         if "aria-labelledby" in attrs:
             assert attrs["aria-labelledby"] in ids
+    contents = [attrs["href"][1:] for tag, attrs in checker.tags if tag == "a" and "href" in attrs]
+    named = [attrs["id"] for tag, attrs in checker.tags if tag == "h2" and attrs.get("id") in contents]
+    assert [name for name in dict.fromkeys(contents) if name in named] == named
     headings = [int(tag[1]) for tag, _ in checker.tags if re.fullmatch("h[1-6]", tag)]
     assert headings[0] == 1
     assert headings.count(1) == 1

@@ -145,10 +145,24 @@ def test_settings_are_kept_apart():
     assert len(crossover_table(mixed)) == 3
 
 
+def test_a_curve_is_one_batch_or_one_number_of_tokens():
+    """As many sequences as fit the tokens, at least one; unlike numbers of tokens are problems of their own."""
+
+    def settings(*sizes):
+        measured = [runs.measurement("power-torch", ctx, 1.0, tokens=batch * ctx) for ctx, batch in sizes]
+        return [(group.setting.batch, len(group.rows)) for group in groups(rows(runs.run(measured)))]
+
+    assert settings((1024, 8), (4096, 8), (65536, 8)) == [(None, 3)]
+    assert settings((1024, 64), (4096, 16), (65536, 1), (2**20, 1)) == [(None, 4)]
+    assert settings((1024, 64), (36864, 1), (33792, 1)) == [(None, 3)]  # one of them fills the 64k by half
+    assert settings((2048, 4), (16384, 2)) == [(4, 1), (2, 1)]
+    assert settings((1024, 64), (16384, 2), (2048, 2)) == [(2, 2), (64, 1)]
+
+
 def test_two_batches_at_a_context_are_two_settings():
     mixed = [runs.measurement("sdpa-cpu", ctx, 5.0 * t, tokens=t) for ctx in (1024, 2048) for t in (4096, 8192)]
     found = groups(rows(runs.run(mixed)))
-    assert [group.setting.batch for group in found] == [4, 2, 8]  # those of a single context come last
+    assert [group.setting.batch for group in found] == [4, 8, 2]  # those of a single context come last, by context
     assert all(row.batch == group.setting.batch for group in found for row in group.rows)
     constant = groups(rows(runs.run(mixed[::2])))
     assert [group.workload for group in constant] == ["batch x context = 4k tokens"]
@@ -191,6 +205,17 @@ def test_one_context_is_not_a_crossover():
         "It is 20.0x slower than linear attention (linear-torch, p = 1) at 16k.",
         "A crossover needs more contexts.",
     )
+
+
+def test_what_needs_more_contexts_is_said_where_it_does():
+    """Softmax ran out of memory at all contexts but one; linear attention was measured at each."""
+    measured = [m for m in runs.cpu_run().measurements if m.case.kernel != "sdpa-cpu" or m.case.problem.seqlen == 1024]
+    (answer,) = answers(runs.run(measured))
+    softmax, needs, linear = answer.sentences[:3]
+    assert softmax.endswith("than softmax attention (sdpa-cpu) at 1k.")
+    assert needs == "A crossover needs more contexts."
+    assert linear.startswith("It does not beat linear attention (linear-torch, p = 1) within 1k..16k")
+    assert needs not in answer.sentences[3:]
 
 
 def _two(times, other, **options):

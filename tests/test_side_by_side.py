@@ -93,7 +93,7 @@ def test_a_sweep_stands_at_its_longest_context_that_most_have():
 
 
 def test_shapes_with_batches_of_their_own_all_have_a_line():
-    """Of one setting 2k x 4 and 16k x 2, as in the suite fla-shapes: no sweep."""
+    """Of one setting 2k x 4 and 16k x 2, as in the suite fla-shapes: two settings."""
     more = [
         runs.measurement("sdpa-cpu", ctx, 20.0, flops=1e6, tokens=ctx * batch) for ctx, batch in ((2048, 4), (16384, 2))
     ]

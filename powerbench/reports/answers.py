@@ -24,6 +24,8 @@ from powerbench.reports.predictions import LABEL, prediction, prediction_text
 from powerbench.reports.rows import Row, rows
 from powerbench.results.model import Run
 
+_NO_CROSSOVER = "A crossover needs more contexts."  # of all comparisons just before it that have one alone
+
 
 class Answer(msgspec.Struct, frozen=True):
     """What the run says about power attention at one degree in one setting."""
@@ -115,8 +117,11 @@ def comparisons(p: int, power: dict[int, Row], group: Group) -> list[str]:
         return [time_sentence(subject, power)]
     subjects = [subject, *("it" for _ in tried[1:])]
     said = [_comparison(who, power, group, rivals[what], what) for who, what in zip(subjects, tried, strict=True)]
-    one_context = any(between is not None and len(between.contexts) == 1 for _, between in said)
-    return [sentence for sentence, _ in said] + (["A crossover needs more contexts."] if one_context else [])
+    alone = [between is not None and len(between.contexts) == 1 for _, between in said]
+    sentences = []
+    for (sentence, _), now, after in zip(said, alone, [*alone[1:], False], strict=True):
+        sentences += [sentence, *([_NO_CROSSOVER] if now and not after else [])]
+    return sentences
 
 
 def _comparison(

@@ -60,11 +60,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Rule:
-    """A reference line through (x, y) places, such as a ceiling, with its name at one of its ends."""
+    """A reference line through (x, y) places, such as a ceiling, with its name at one of them."""
 
     places: tuple[tuple[float, float], ...]
     text: str = ""
-    at_start: bool = False  # where the name stands
+    named: int = -1  # the place where the name stands
+    below: bool = False  # the name: right of its place and under the line; else left of it and over the line
     dashed: bool = False
     facets: Mapping[str, str] = field(default_factory=dict)
 

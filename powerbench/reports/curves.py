@@ -28,8 +28,8 @@ PASS_WORDS = {"fwd": "Forward", "bwd": "Backward", "fwd+bwd": "Forward + backwar
 class Setting:
     """What contestants must share to be compared: the whole problem but its context, and how the batch goes with it.
 
-    batch: None where the sweep has one batch a context (constant, or batch times context constant), otherwise the
-    batch that this setting holds fixed.
+    batch: None where the sweep has one batch for all contexts, or one a context for about the same number of tokens;
+    otherwise the batch that this setting holds fixed.
     """
 
     pass_: str
@@ -116,17 +116,27 @@ def groups(all_rows: Sequence[Row]) -> list[Group]:
         plain[_setting(row)].append(row)
     result = []
     for setting, members in plain.items():
-        batches: dict[int, set[int]] = defaultdict(set)
-        for row in members:
-            batches[row.ctx].add(row.batch)
-        if all(len(several) == 1 for several in batches.values()):
+        if _is_one_workload({(row.ctx, row.batch) for row in members}):
             result.append(Group(setting, members, curves(members)))
             continue
         split: dict[Setting, list[Row]] = defaultdict(list)
         for row in members:
             split[_setting(row, row.batch)].append(row)
         result.extend(Group(part, those, curves(those)) for part, those in split.items())
-    return sorted(result, key=lambda group: (len({row.ctx for row in group.rows}) == 1, setting_order(group.setting)))
+    return sorted(result, key=lambda group: (_only_context(group) > 0, group_order(group)))
+
+
+def _is_one_workload(sizes: Collection[tuple[int, int]]) -> bool:
+    """Whether one curve may go through these (context, batch): one batch for all, or the same tokens at each context.
+
+    A number of tokens is met by the sequences that fit it, at least by one.
+    """
+    if len({ctx for ctx, _ in sizes}) < len(sizes):
+        return False
+    if len({batch for _, batch in sizes}) == 1:
+        return True
+    tokens = max(ctx * batch for ctx, batch in sizes if batch > 1)
+    return all(2 * ctx * batch > tokens for ctx, batch in sizes)
 
 
 def setting_names(found: Sequence[Group]) -> list[str]:
@@ -197,13 +207,20 @@ def _setting(row: Row, batch: int | None = None) -> Setting:
     return Setting(row.pass_, row.dtype, row.head_dim, row.value_dim, row.heads, row.kv_heads, row.gated, batch)
 
 
-def setting_order(setting: Setting) -> tuple[object, ...]:
-    """To sort by: pass, dtype, head dimension, heads, gates, batch."""
+def group_order(group: Group) -> tuple[object, ...]:
+    """To sort by: pass, dtype, head dimension, heads, gates, the context where it is one, batch."""
+    setting = group.setting
     passes = PASSES.index(setting.pass_) if setting.pass_ in PASSES else len(PASSES)
     return (
         *(passes, setting.dtype, setting.head_dim, setting.value_dim, setting.heads, setting.kv_heads),
-        *(setting.gated, setting.batch or 0),
+        *(setting.gated, _only_context(group), setting.batch or 0),
     )
+
+
+def _only_context(group: Group) -> int:
+    """The context of a setting that has one alone; 0 of a sweep."""
+    contexts = {row.ctx for row in group.rows}
+    return contexts.pop() if len(contexts) == 1 else 0
 
 
 def curve_order(curve: Curve) -> tuple[int, str, int]:

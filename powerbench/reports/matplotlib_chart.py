@@ -102,8 +102,9 @@ def _series(axes: Axes, chart: Chart) -> None:
         if series.draw == "hollow":
             _name_phases(axes, series, longest, named)
     if chart.drawn_as == "bars":
+        longest = 0 if chart.legend else max(len(point.words) for series in chart.series for point in series.points)
+        axes.margins(x=0.05 + 0.018 * longest)  # words stand beyond the end of their bar
         axes.set_xlim(left=0)
-        axes.margins(x=0.15)
 
 
 def _bars(axes: Axes, series: Series, chart: Chart, ends: dict[float, float]) -> None:
@@ -216,9 +217,11 @@ def _rule(axes: Axes, rule: Rule) -> None:
     style = "--" if rule.dashed else "-"
     axes.plot(*zip(*rule.places, strict=True), style, color="0.45", linewidth=1, zorder=1)
     if rule.text:
-        place, shift = (rule.places[0], (8, 14)) if rule.at_start else (rule.places[-1], (-2, 3))
-        anchor = "left" if rule.at_start else "right"
-        axes.annotate(_plain(rule.text), place, xytext=shift, textcoords="offset points", ha=anchor, fontsize=7)
+        shift, anchor, side = ((4, -4), "left", "top") if rule.below else ((-2, 3), "right", "baseline")
+        axes.annotate(
+            _plain(rule.text), rule.places[rule.named], xytext=shift, textcoords="offset points", ha=anchor, va=side,
+            fontsize=7,
+        )  # fmt: skip
 
 
 def _add_legend(axes: Axes) -> None:

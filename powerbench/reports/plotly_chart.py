@@ -173,16 +173,16 @@ def _heat_map(series: Series, chart: Chart, about: About) -> dict[str, Any]:
 
 
 def _rule(rule: Rule) -> dict[str, Any]:
-    """A line; its name is written under its start or over its end."""
+    """A line with its name at one of its places."""
     names = [""] * len(rule.places)
-    names[0 if rule.at_start else -1] = escape(rule.text)
+    names[rule.named] = escape(rule.text)
     return {
         "type": "scatter",
         "x": [_short(x) for x, _ in rule.places],
         "y": [_short(y) for _, y in rule.places],
         "mode": "lines+text" if rule.text else "lines",
         "text": names,
-        "textposition": "bottom right" if rule.at_start else "top left",
+        "textposition": "bottom right" if rule.below else "top left",
         "textfont": {"size": 11},
         "line": {"color": "#888", "width": 1 if rule.dashed else 1.5, "dash": "dash" if rule.dashed else "solid"},
         "hoverinfo": "skip",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -21,6 +22,9 @@ _CAPTION = (
     "pages of one machine lie over each other."
 )
 _PHASES = " Hollow: phases timed alone, tied to the operator they make up; one without matrix products has no place."
+
+_NAME_SIZE = (0.26, 0.07)  # about what a name of the memory covers, with a margin for markers: shares of the axes
+_NAME_PLACES = 24  # that are tried for it
 
 
 def roofline(
@@ -50,7 +54,7 @@ def roofline(
         Axis("executed FLOP per byte", "log", range=axes.intensity),
         Axis("executed TFLOP/s", "log", range=axes.tflops),
         series,
-        (*_memory_rules(ceilings, axes, peak), *(_compute_rule(dtype, ceilings, axes) for dtype in dtypes)),
+        (*_memory_rules(ceilings, axes, peak, trusted), *(_compute_rule(dtype, ceilings, axes) for dtype in dtypes)),
         wide=True,
         height=520,
     )
@@ -115,8 +119,11 @@ def _places(members: Sequence[Row | PhaseRow]) -> list[Point]:
     ]
 
 
-def _memory_rules(ceilings: Ceilings, axes: RoofAxes, peak: float) -> list[Rule]:
-    """Device memory by the better of copy and read, as the roofline, and L2 by the read where it was measured."""
+def _memory_rules(ceilings: Ceilings, axes: RoofAxes, peak: float, points: Sequence[tuple[float, float]]) -> list[Rule]:
+    """Device memory by the better of copy and read, as the roofline, and L2 by the read where it was measured.
+
+    Under the roofline its name gives way to the points; over the L2's end there are none.
+    """
     memory = ceilings.memory_bytes_per_s
     how = "copy" if memory == ceilings.copy_bytes_per_s else "read"
     rates = [(f"memory ({how}) {si(memory, ' ')}B/s", memory, False)]
@@ -129,9 +136,26 @@ def _memory_rules(ceilings: Ceilings, axes: RoofAxes, peak: float) -> list[Rule]
         start = max(low, bottom * 1e12 / rate)
         end = peak * 1e12 / rate
         if start < end:
-            places = ((start, start * rate / 1e12), (end, peak))
-            rules.append(Rule(places, text, at_start=True, dashed=dashed))
+            at = end if dashed else _quiet_intensity((start, end), rate / 1e12, points, axes)
+            places = tuple((x, x * rate / 1e12) for x in (start, at, end))
+            rules.append(Rule(places, text, named=1, below=not dashed, dashed=dashed))
     return rules
+
+
+def _quiet_intensity(
+    ends: tuple[float, float], slope: float, points: Sequence[tuple[float, float]], axes: RoofAxes
+) -> float:
+    """Where on the line y = slope x, between these x, a name right of it and below covers the fewest points.
+
+    Of several such places the lowest.
+    """
+    width, height = (
+        (high / low) ** share for (low, high), share in zip((axes.intensity, axes.tflops), _NAME_SIZE, strict=True)
+    )
+    ratio = ends[1] / ends[0]
+    tried = [ends[0] * math.pow(ratio, step / _NAME_PLACES) for step in range(_NAME_PLACES + 1)]
+    covered = [sum(x <= a <= x * width and slope * x / height <= b <= slope * x for a, b in points) for x in tried]
+    return tried[covered.index(min(covered))]
 
 
 def _compute_rule(dtype: str, ceilings: Ceilings, axes: RoofAxes) -> Rule:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from powerbench.crossover import context_text
-from powerbench.reports.curves import POWER, Curve, Group, Setting, best_of, curve_order, setting_order
+from powerbench.reports.curves import POWER, Curve, Group, Setting, best_of, curve_order, group_order
 from powerbench.reports.facets import contestant_facets, degree_facets, setting_facets
 from powerbench.reports.rows import Row
 from powerbench.reports.states import state_bytes
@@ -106,8 +106,8 @@ def setting_table(found: Sequence[Group]) -> SettingTable | None:
     timed = [group for group in found if group.setting.pass_ != "decode" and group.curves]
     if len(timed) < _FEWEST:
         return None
-    timed.sort(key=lambda group: setting_order(group.setting))
-    lines = [_line(group, ctx) for group in timed for ctx in _contexts(group)]
+    timed.sort(key=group_order)
+    lines = [_line(group, group.compared_at) for group in timed if group.compared_at]
     differing = [column for column in _COLUMNS if len({column.text(line) for line in lines}) > 1]
     shared = [f"{column.heading} {column.text(lines[0])}" for column in _COLUMNS if column not in differing]
     return SettingTable(
@@ -118,20 +118,6 @@ def setting_table(found: Sequence[Group]) -> SettingTable | None:
         degrees=[StateColumn(p) for p in sorted({p for line in lines for p in line.states})],
         lines=lines,
     )
-
-
-def _contexts(group: Group) -> list[int]:
-    """The context to compare a setting at; all of them where they are shapes and not a sweep."""
-    if _is_sweep(group):
-        return [group.compared_at] if group.compared_at else []
-    return sorted({ctx for curve in group.curves for ctx in curve.points})
-
-
-def _is_sweep(group: Group) -> bool:
-    """Whether the batch is one, or at each context the whole number of sequences that a number of tokens fills."""
-    batches = {row.batch for row in group.rows}
-    filled = [row.batch * row.ctx for row in group.rows if row.batch > 1]
-    return len(batches) == 1 or max(filled) < 2 * min(filled)
 
 
 def _line(group: Group, ctx: int) -> SettingLine:
