@@ -206,7 +206,7 @@ def theirs(tmp_path_factory):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[powerbench.kernels]\ntheirs = tests.fakes:THEIRS_IN_PHASES\n")
     path = os.pathsep.join([str(folder), str(Path(__file__).parents[1])])
-    return {**os.environ, "PYTHONPATH": path}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([path, os.environ.get("PYTHONPATH", "")])}
 
 
 PHASES = [*("--ctx", "64,128", "--head-dim", "16", "--device", "cpu", "--ungated"), "--kernels", "fake,sdpa-cpu"]
@@ -271,7 +271,7 @@ def faulty(tmp_path_factory):
     points = ("aborts = tests.planted:ABORTS", "hangs = tests.planted:HANGS")
     (info / "entry_points.txt").write_text("\n".join(["[powerbench.kernels]", *points, ""]))
     path = os.pathsep.join([str(folder), str(Path(__file__).parents[1])])
-    return {**os.environ, "PYTHONPATH": path}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([path, os.environ.get("PYTHONPATH", "")])}
 
 
 def test_a_sweep_survives_its_contestants(faulty, tmp_path):

@@ -215,7 +215,7 @@ def test_any_strides():
     token = part(inputs, 4, 5)
     want, end = power_attention_step(*token, state, p=2, d_tile=4, backend="triton")
     far = [x.movedim(-1, 0).contiguous().movedim(0, -1) for x in token]
-    memory = torch.zeros(2, 2, state.s.shape[2] * 20)  # heads contiguous, apart
+    memory = torch.zeros(2, 2, state.s.shape[2] * 20, device=DEVICE)  # heads contiguous, apart
     s = memory[..., : state.s[0, 0].numel()].unflatten(-1, state.s.shape[2:]).copy_(state.s)
     moved = PowerState(s, state.z.clone())
     y, got = power_attention_step(*far, moved, p=2, d_tile=4, in_place=True, backend="triton")
