@@ -13,7 +13,7 @@ bench: .venv/.installed
 # One thread each: the tests share the cores, and the threads of their sweeps would wait for each other.
 test: .venv/.installed-dev chromium
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # PyTorch kernels of this tree against the merge base, or against the last commit where there is none. On a busy machine
 # nothing is sure, and that is no failure. One thread: docs/gate.md says why.
