@@ -34,6 +34,12 @@ def powerbench(*args: str, cwd: Path, env: dict[str, str] | None = None) -> subp
     return subprocess.run(command(*args), cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300)
 
 
+def found_beside(folder: Path) -> dict[str, str]:
+    """An environment in which packages of this folder are found, beside this tree and what is found already."""
+    paths = (str(folder), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", ""))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -205,8 +211,7 @@ def theirs(tmp_path_factory):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[powerbench.kernels]\ntheirs = tests.fakes:THEIRS_IN_PHASES\n")
-    path = os.pathsep.join([str(folder), str(Path(__file__).parents[1])])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([path, os.environ.get("PYTHONPATH", "")])}
+    return found_beside(folder)
 
 
 PHASES = [*("--ctx", "64,128", "--head-dim", "16", "--device", "cpu", "--ungated"), "--kernels", "fake,sdpa-cpu"]
@@ -270,8 +275,7 @@ def faulty(tmp_path_factory):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1\n")
     points = ("aborts = tests.planted:ABORTS", "hangs = tests.planted:HANGS")
     (info / "entry_points.txt").write_text("\n".join(["[powerbench.kernels]", *points, ""]))
-    path = os.pathsep.join([str(folder), str(Path(__file__).parents[1])])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([path, os.environ.get("PYTHONPATH", "")])}
+    return found_beside(folder)
 
 
 def test_a_sweep_survives_its_contestants(faulty, tmp_path):
