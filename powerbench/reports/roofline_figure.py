@@ -137,8 +137,9 @@ def _memory_rules(ceilings: Ceilings, axes: RoofAxes, peak: float, points: Seque
         end = peak * 1e12 / rate
         if start < end:
             at = end if dashed else _quiet_intensity((start, end), rate / 1e12, points, axes)
-            places = tuple((x, x * rate / 1e12) for x in (start, at, end))
-            rules.append(Rule(places, text, named=1, below=not dashed, dashed=dashed))
+            along = sorted({start, at, end})
+            places = tuple((x, x * rate / 1e12) for x in along)
+            rules.append(Rule(places, text, named=along.index(at), below=not dashed, dashed=dashed))
     return rules
 
 
