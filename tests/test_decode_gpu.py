@@ -123,17 +123,22 @@ def milliseconds(call, repeats=20):
     return sorted(times)[repeats // 2]
 
 
+NOT_REACHED = pytest.mark.xfail(
+    strict=True, reason="66 to 70 % on H200s, over 70 wanted; docs/kernel-notes.md has what was tried"
+)
+
+
 @pytest.mark.parametrize(
-    ("window", "dtype", "share"),
+    ("window", "dtype"),
     [
-        (None, torch.float32, 0.7),
-        (None, torch.bfloat16, 0.7),
-        (64, torch.float32, 0.7),
-        (64, torch.bfloat16, 0.6),  # 66 to 70 % on H200s; docs/kernel-notes.md has what was tried for more
+        (None, torch.float32),
+        (None, torch.bfloat16),
+        (64, torch.float32),
+        pytest.param(64, torch.bfloat16, marks=NOT_REACHED),
     ],
 )
-def test_a_large_batch_is_bound_by_memory(window, dtype, share):
-    """At batch 64 a step moves its state at such a share of the copy bandwidth; a lazy one 0.6 times the bytes."""
+def test_a_large_batch_is_bound_by_memory(window, dtype):
+    """At batch 64 a step moves its state at 70 % of the copy bandwidth at least; a lazy one 0.6 times the bytes."""
     batch, heads = 64, 8
     token = [torch.randn(batch, 1, heads, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
     log_g = torch.full((batch, 1, heads), -1e-3, device="cuda")
@@ -145,4 +150,4 @@ def test_a_large_batch_is_bound_by_memory(window, dtype, share):
     size = sums.s.nbytes + sums.z.nbytes
     moved = size * (1 + 1 / window) + state.k.nbytes if window else 2 * size
     print(f"window {window}, {dtype}: {step_ms:.4f} ms, {moved / step_ms / bytes_per_ms:.2f} of the copy bandwidth")
-    assert moved / step_ms > share * bytes_per_ms
+    assert moved / step_ms > 0.7 * bytes_per_ms

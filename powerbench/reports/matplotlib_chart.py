@@ -102,8 +102,8 @@ def _series(axes: Axes, chart: Chart) -> None:
         if series.draw == "hollow":
             _name_phases(axes, series, longest, named)
     if chart.drawn_as == "bars":
-        longest = 0 if chart.legend else max(len(point.words) for series in chart.series for point in series.points)
-        axes.margins(x=0.05 + 0.018 * longest)  # words stand beyond the end of their bar
+        letters = 0 if chart.legend else max(len(point.words) for series in chart.series for point in series.points)
+        axes.margins(x=0.05 + 0.018 * letters)  # words stand beyond the end of their bar
         axes.set_xlim(left=0)
 
 

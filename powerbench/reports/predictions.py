@@ -17,7 +17,7 @@ LABEL = "Predicted, not measured"
 def model(curve: Curve) -> CostModel | None:
     """The model of a curve, fitted where it does what it does at its largest context: same launches, chunk and window.
 
-    A window ends with its context, and short contexts may be none.
+    A window that is the whole of a short context is another form: its bytes grow with the context.
     """
     ordered = list(reversed(curve.points.values()))
     alike = list(takewhile(lambda row: _form(row) == _form(ordered[0]), ordered))
