@@ -44,32 +44,40 @@ def compile_only(found: dict):
     """What stands in for JITFunction.run: the same specialisation of arguments, then the compiler, then nothing."""
 
     def run(self, *args, grid, warmup, **options):
-        values = dict(zip(self.arg_names, args, strict=False))
-        warps = {"num_warps": options["num_warps"]}  # Gluon kernels take it as a constant too
-        values |= {name: options.pop(name) for name in list(options) if name in self.arg_names}
-        options |= warps
-        signature, constants, hints = {}, {}, {}
-        for position, (name, parameter) in enumerate(zip(self.arg_names, self.params, strict=True)):
-            value = values[name]
-            if isinstance(value, TensorDescriptor):
-                block = ",".join(map(str, value.block_shape))
-                signature[name] = f"tensordesc<{POINTERS[value.base.dtype][1:]}[{block}]>"
-            elif parameter.is_constexpr or value is None or (type(value) is int and value == 1):
-                signature[name], constants[name] = "constexpr", value
-            elif isinstance(value, float):
-                signature[name] = "fp32"
-            else:
-                signature[name] = POINTERS[value.dtype] if isinstance(value, torch.Tensor) else "i32"
-                if isinstance(value, torch.Tensor) or value % 16 == 0:
-                    hints[(position,)] = [["tt.divisibility", 16]]
-        key = f"{self.__name__} {signature} {constants} {hints} {options}"
-        if key not in found:
-            start = time.perf_counter()
-            source = (GluonASTSource if self.is_gluon() else ASTSource)(self, signature, constants, hints)
-            kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-            found[key] = {"name": self.__name__, "seconds": time.perf_counter() - start, **resources(kernel)}
+        source, options, key = specialized(self, args, options)
+        if key in found:
+            return
+        start = time.perf_counter()
+        kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        found[key] = {"name": self.__name__, "seconds": time.perf_counter() - start, **resources(kernel)}
 
     return run
+
+
+def specialized(function: JITFunction, args: tuple, options: dict) -> tuple[ASTSource, dict, str]:
+    """What a launch compiles: its source, the compiler's options, and a key that is equal where Triton's is."""
+    values = dict(zip(function.arg_names, args, strict=False))
+    warps = {"num_warps": options["num_warps"]}  # Gluon kernels take it as a constant too
+    values |= {name: options[name] for name in options if name in function.arg_names}
+    options = {name: value for name, value in options.items() if name not in function.arg_names} | warps
+    signature, constants, hints = {}, {}, {}
+    for position, (name, parameter) in enumerate(zip(function.arg_names, function.params, strict=True)):
+        value = values[name]
+        fixed = parameter.is_constexpr or value is None
+        special = not (parameter.do_not_specialize or isinstance(value, float | TensorDescriptor))
+        if isinstance(value, TensorDescriptor):
+            block = ",".join(map(str, value.block_shape))
+            signature[name] = f"tensordesc<{POINTERS[value.base.dtype][1:]}[{block}]>"
+        elif fixed or (special and type(value) is int and value == 1):
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = POINTERS[value.dtype] if isinstance(value, torch.Tensor) else "i32"
+            if special and (isinstance(value, torch.Tensor) or value % 16 == 0):
+                hints[(position,)] = [["tt.divisibility", 16]]
+    key = f"{function.__name__} {signature} {constants} {hints} {options}"
+    return (GluonASTSource if function.is_gluon() else ASTSource)(function, signature, constants, hints), options, key
 
 
 def resources(kernel) -> dict:

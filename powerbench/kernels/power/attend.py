@@ -73,12 +73,12 @@ def attend_keys(
     return b_num, b_den
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seqlen", "n_chunks", "first", "n_blocks", "heads", "group"])
 def attend_kernel(
     q_ptr, k_ptr, v_ptr, a_ptr, r_ptr, counts_ptr, counts_z_ptr, y_ptr, den_ptr, scale_p,
     seqlen, chunk, n_chunks, first, n_blocks, elements, z_start,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr,
+    heads, group, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr,
     GATED: tl.constexpr, NORMALIZE: tl.constexpr, STATE: tl.constexpr, SAVE_DEN: tl.constexpr,
     FIBRES: tl.constexpr, COLS: tl.constexpr, FIBRES_Z: tl.constexpr, COLS_Z: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr,
@@ -86,12 +86,13 @@ def attend_kernel(
     """BM query rows of one chunk and head. No state comes into the chunks before `first`."""
     pid = tl.program_id(0)
     i_m = n_blocks - 1 - pid % n_blocks  # the longest rows first
-    i_g = pid // n_blocks % GROUP  # then the heads of a group: neighbours read the same state and keys
-    i_n = pid // n_blocks // GROUP % n_chunks
-    i_bhk = (pid // n_blocks // GROUP // n_chunks).to(tl.int64)  # offsets times strides are int64
-    i_b = i_bhk // (HEADS // GROUP)
-    i_hk = i_bhk % (HEADS // GROUP)
-    i_h = i_hk * GROUP + i_g
+    i_g = pid // n_blocks % group  # then the heads of a group: neighbours read the same state and keys
+    i_n = pid // n_blocks // group % n_chunks
+    i_bhk = pid // n_blocks // group // n_chunks
+    i_b = (i_bhk // (heads // group)).to(tl.int64)  # offsets times strides are int64
+    i_hk = (i_bhk % (heads // group)).to(tl.int64)
+    i_bhk = i_bhk.to(tl.int64)
+    i_h = i_hk * group + i_g
     start = (i_n * chunk).to(tl.int64)
     length = tl.minimum(chunk, seqlen - i_n * chunk)
     row_0 = i_m * BM
@@ -146,7 +147,7 @@ def attend_kernel(
             P, HEAD, E, GATED, NORMALIZE, True, SCORES, OP,
         )  # fmt: skip
 
-    o_row = (i_b * seqlen + start + o_i) * HEADS + i_h  # int64 [BM]: rows of y and den
+    o_row = (i_b * seqlen + start + o_i) * heads + i_h  # int64 [BM]: rows of y and den
     if NORMALIZE:
         # Row 0 sees one key: rounded as its weight was, den makes y_0 exactly v_0. Else dy . v_0 - dy . y_0, which is
         # 0, would come out of the backward pass as an error over <q_0, k_0>.
@@ -210,7 +211,7 @@ def attend(
         q, k, v, a, r, counts, counts_z, y, den, scale**p,
         T, C, N, first, blocks, sizes.elements, sizes.z_start,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        HEADS=H, GROUP=H // Hk, P=p, HEAD=d, E=e, W=d_tile, GATED=a is not None, NORMALIZE=normalize,
+        heads=H, group=H // Hk, P=p, HEAD=d, E=e, W=d_tile, GATED=a is not None, NORMALIZE=normalize,
         STATE=r is not None, SAVE_DEN=den is not None,
         FIBRES=shape.fibres, COLS=shape.columns, FIBRES_Z=shape_z.fibres, COLS_Z=shape_z.columns,
         BM=tiles.tokens, BN=tiles.rows, SCORES=scores, OP=operand,

@@ -13,16 +13,17 @@ LOG_GATE_MIN = -100.0  # exp of it is 0 beside 1 in fp32; -inf, a hard reset, wo
 BLOCK = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seqlen", "n_chunks", "heads", "stride_b", "stride_t", "stride_h"])
 def gates_kernel(
     g_ptr, a_ptr, w_ptr, seqlen, chunk, n_chunks, stride_b, stride_t, stride_h,
-    HEADS: tl.constexpr, WEIGHTS: tl.constexpr, MIN: tl.constexpr, BLOCK: tl.constexpr,
+    heads, WEIGHTS: tl.constexpr, MIN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One chunk of one batch entry and key/value head. Past the end of the sequence a stays what it was."""
     pid = tl.program_id(0)
     i_n = pid % n_chunks
-    i_bh = (pid // n_chunks).to(tl.int64)  # offsets times strides are int64
-    p_g = g_ptr + i_bh // HEADS * stride_b + i_bh % HEADS * stride_h
+    i_bh = pid // n_chunks
+    p_g = g_ptr + (i_bh // heads).to(tl.int64) * stride_b + (i_bh % heads).to(tl.int64) * stride_h
+    i_bh = i_bh.to(tl.int64)  # offsets times strides are int64
     base = (i_bh * n_chunks + i_n) * chunk
     start = i_n * chunk
     total = 0.0
@@ -53,23 +54,24 @@ def chunk_gates(log_g: Tensor, chunk_size: int, *, weights: bool) -> tuple[Tenso
     w = torch.empty_like(a) if weights else None
     gates_kernel[(B * Hk * N,)](
         log_g, a, w, T, C, N, *log_g.stride(),
-        HEADS=Hk, WEIGHTS=weights, MIN=LOG_GATE_MIN, BLOCK=BLOCK, num_warps=4,
+        heads=Hk, WEIGHTS=weights, MIN=LOG_GATE_MIN, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
     return a, w
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seqlen", "n_chunks", "n_flux", "heads", "group", "stride_b", "stride_t", "stride_h"])
 def gate_gradient_kernel(
     qdq_ptr, kdk_ptr, flux_ptr, last_ptr, g_ptr, dg_ptr, seqlen, chunk, n_chunks, n_flux, stride_b, stride_t, stride_h,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, FLUX: tl.constexpr, LAST: tl.constexpr,
+    heads, group, P: tl.constexpr, FLUX: tl.constexpr, LAST: tl.constexpr,
     MIN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One chunk of one batch entry and key/value head, from its end to its start; nothing for gates below MIN."""
     pid = tl.program_id(0)
     i_n = pid % n_chunks
-    i_bh = (pid // n_chunks).to(tl.int64)  # offsets times strides are int64
-    i_b = i_bh // HEADS
-    i_h = i_bh % HEADS
+    i_bh = pid // n_chunks
+    i_b = (i_bh // heads).to(tl.int64)  # offsets times strides are int64
+    i_h = (i_bh % heads).to(tl.int64)
+    i_bh = i_bh.to(tl.int64)
     later = 0.0
     if LAST:
         if i_n == n_chunks - 1:
@@ -86,10 +88,10 @@ def gate_gradient_kernel(
     for block in range(0, n_blocks):
         o_t = (n_blocks - 1 - block) * BLOCK + tl.arange(0, BLOCK)
         m_t = o_t < length
-        o_row = (i_b * seqlen + start + o_t) * HEADS + i_h  # int64 [BLOCK]
+        o_row = (i_b * seqlen + start + o_t) * heads + i_h  # int64 [BLOCK]
         b_x = -tl.load(kdk_ptr + o_row, mask=m_t, other=0.0)
-        for i_g in range(0, GROUP):
-            b_x += tl.load(qdq_ptr + o_row * GROUP + i_g, mask=m_t, other=0.0)
+        for i_g in range(0, group):
+            b_x += tl.load(qdq_ptr + o_row * group + i_g, mask=m_t, other=0.0)
         b_x /= P
         b_dg = tl.cumsum(b_x, 0, reverse=True) + later
         later += tl.sum(b_x, 0)
@@ -117,7 +119,7 @@ def gate_gradient(
     dlog_g = torch.empty(B, T, Hk, dtype=log_g.dtype, device=log_g.device)
     gate_gradient_kernel[(B * Hk * N,)](
         qdq, kdk, flux, last, log_g, dlog_g, T, C, N, 0 if flux is None else flux.shape[3], *log_g.stride(),
-        HEADS=Hk, GROUP=qdq.shape[2] // Hk, P=p, FLUX=flux is not None, LAST=last is not None, MIN=LOG_GATE_MIN,
+        heads=Hk, group=qdq.shape[2] // Hk, P=p, FLUX=flux is not None, LAST=last is not None, MIN=LOG_GATE_MIN,
         BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
     return dlog_g

@@ -30,7 +30,7 @@ from powerbench.kernels.power.tiling import brick, chunks, key_value_gradient_ti
 def gradient_of_keys(
     b_dk, b_dv, b_kdk, b_k, b_v, b_aj, a_ref, o_i, o_j, i_g, p_q, p_dy, p_den, p_delta, p_a, scale_p, length,
     stride_qt, stride_qh, stride_dyt, stride_dyh,
-    HEADS: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr,
+    heads, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr,
     NORMALIZE: tl.constexpr, DIAGONAL: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr,
 ):  # fmt: skip
     """(b_dk, b_dv, b_kdk), dk and k . dk without their p, plus the queries o_i [BM] of head i_g.
@@ -42,9 +42,14 @@ def gradient_of_keys(
     p_dyi = p_dy + i_g.to(tl.int64) * stride_dyh + o_i.to(tl.int64)[:, None] * stride_dyt + tl.arange(0, E)[None, :]
     b_q = tl.load(p_qi, mask=m_i[:, None], other=0.0)  # [BM, HEAD]
     b_dy = tl.load(p_dyi, mask=m_i[:, None], other=0.0)  # [BM, E]
+    # Both before the first product, so that their copies in shared memory are alive together and lie apart. Where one
+    # takes the other's place, ptxas 12.8, which Triton 3.6 brings, reads the second one's address from registers that
+    # nothing has written: a wrong dk, or an illegal access (float16; `python -m tools.machine_code` finds such code).
+    b_q_op = b_q.to(OP)
+    b_dy_op = b_dy.to(OP)
     b_w = tl.zeros([o_i.shape[0]], tl.float32) + scale_p  # [BM]
     if NORMALIZE:
-        o_row = o_i.to(tl.int64) * HEADS + i_g
+        o_row = o_i.to(tl.int64) * heads + i_g
         b_w = 1 / tl.load(p_den + o_row, mask=m_i, other=1.0)
     b_s = tl.dot(b_k, tl.trans(b_q.to(SCORES)), input_precision="ieee")  # [BN, BM]
     b_f = power(b_s, P - 1)
@@ -63,19 +68,19 @@ def gradient_of_keys(
     b_p = b_f * b_s
     if GATED:
         b_kdk += tl.sum(b_p * b_ds, 1)
-    b_dv = tl.dot(b_p.to(OP), b_dy.to(OP), b_dv, input_precision="ieee")
+    b_dv = tl.dot(b_p.to(OP), b_dy_op, b_dv, input_precision="ieee")
     b_ds *= b_f
-    b_dk = tl.dot(b_ds.to(OP), b_q.to(OP), b_dk, input_precision="ieee")
+    b_dk = tl.dot(b_ds.to(OP), b_q_op, b_dk, input_precision="ieee")
     return b_dk, b_dv, b_kdk
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seqlen", "n_chunks", "n_future", "n_blocks", "kv_heads"])
 def key_value_gradient_kernel(
     dy_ptr, q_ptr, k_ptr, v_ptr, den_ptr, delta_ptr, a_ptr, e_ptr, counts_ptr, counts_z_ptr, dk_ptr, dv_ptr, kdk_ptr,
     scale_p, seqlen, chunk, n_chunks, n_future, n_blocks, elements, z_start, z_width, n_prefixes,
     stride_dyb, stride_dyt, stride_dyh, stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
     stride_vb, stride_vt, stride_vh,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr,
+    kv_heads, GROUP: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr,
     GATED: tl.constexpr, NORMALIZE: tl.constexpr, STATE: tl.constexpr, WITH_Z: tl.constexpr,
     FIBRES: tl.constexpr, COLS: tl.constexpr, FIBRES_Z: tl.constexpr, COLS_Z: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr,
@@ -84,9 +89,10 @@ def key_value_gradient_kernel(
     pid = tl.program_id(0)
     i_m = pid % n_blocks  # the keys that most queries see first
     i_n = pid // n_blocks % n_chunks
-    i_bh = (pid // n_blocks // n_chunks).to(tl.int64)  # offsets times strides are int64
-    i_b = i_bh // (HEADS // GROUP)
-    i_h = i_bh % (HEADS // GROUP)
+    i_bh = pid // n_blocks // n_chunks
+    i_b = (i_bh // kv_heads).to(tl.int64)  # offsets times strides are int64
+    i_h = (i_bh % kv_heads).to(tl.int64)
+    i_bh = i_bh.to(tl.int64)
     start = (i_n * chunk).to(tl.int64)
     length = tl.minimum(chunk, seqlen - i_n * chunk)
     row_0 = i_m * BN
@@ -102,11 +108,12 @@ def key_value_gradient_kernel(
     p_v = v_ptr + i_b * stride_vb + i_h * stride_vh + (start + o_j) * stride_vt
     p_q = q_ptr + i_b * stride_qb + i_h * GROUP * stride_qh + start * stride_qt
     p_dy = dy_ptr + i_b * stride_dyb + i_h * GROUP * stride_dyh + start * stride_dyt
-    o_row = (i_b * seqlen + start) * HEADS + i_h * GROUP  # of den and delta
+    o_row = ((i_b * seqlen + start) * kv_heads + i_h) * GROUP  # of den and delta
     p_den, p_delta = den_ptr, delta_ptr
     if NORMALIZE:
         p_den = den_ptr + o_row
         p_delta = delta_ptr + o_row
+    row_out = (i_b * seqlen + start) * kv_heads + i_h  # int64: the chunk's first row of dk, dv and k . dk
     b_v = tl.load(p_v[:, None] + o_e[None, :], mask=m_j[:, None], other=0.0)  # [BN, E]
     b_dk = tl.zeros([BN, HEAD], tl.float32)
     b_dv = tl.zeros([BN, E], tl.float32)
@@ -145,9 +152,9 @@ def key_value_gradient_kernel(
     n_after = tl.cdiv(tl.maximum(length - after, 0), BM)
     for step in range(0, n_after * GROUP):
         b_dk, b_dv, b_kdk = gradient_of_keys(
-            b_dk, b_dv, b_kdk, b_k, b_v, b_aj, a_ref, after + step % n_after * BM + o_i, o_j, step // n_after,
+            b_dk, b_dv, b_kdk, b_k, b_v, b_aj, a_ref, after + step // GROUP * BM + o_i, o_j, step % GROUP,
             p_q, p_dy, p_den, p_delta, p_a, scale_p, length, stride_qt, stride_qh, stride_dyt, stride_dyh,
-            HEADS, P, HEAD, E, GATED, NORMALIZE, False, SCORES, OP,
+            kv_heads * GROUP, P, HEAD, E, GATED, NORMALIZE, False, SCORES, OP,
         )  # fmt: skip
     if GATED:
         b_decay = tl.exp(a_ref - b_aj)
@@ -157,13 +164,13 @@ def key_value_gradient_kernel(
     n_here = tl.cdiv(tl.minimum(length - row_0, BN), BM)
     for step in range(0, n_here * GROUP):
         b_dk, b_dv, b_kdk = gradient_of_keys(
-            b_dk, b_dv, b_kdk, b_k, b_v, b_aj, a_ref, row_0 + step % n_here * BM + o_i, o_j, step // n_here,
+            b_dk, b_dv, b_kdk, b_k, b_v, b_aj, a_ref, row_0 + step // GROUP * BM + o_i, o_j, step % GROUP,
             p_q, p_dy, p_den, p_delta, p_a, scale_p, length, stride_qt, stride_qh, stride_dyt, stride_dyh,
-            HEADS, P, HEAD, E, GATED, NORMALIZE, True, SCORES, OP,
+            kv_heads * GROUP, P, HEAD, E, GATED, NORMALIZE, True, SCORES, OP,
         )  # fmt: skip
 
     b_dk *= P
-    o_out = (i_b * seqlen + start + o_j) * (HEADS // GROUP) + i_h  # int64 [BN]: rows of dk, dv and k . dk
+    o_out = row_out + o_j * kv_heads  # int64 [BN]: rows of dk, dv and k . dk
     if GATED:
         tl.store(kdk_ptr + o_out, b_kdk * P, mask=m_j)
     tl.store(dk_ptr + o_out[:, None] * HEAD + o_d[None, :], b_dk.to(dk_ptr.dtype.element_ty), mask=m_j[:, None])
@@ -222,7 +229,7 @@ def key_value_gradient(
         T, C, N, 0 if dr is None else dr.shape[2], blocks, sizes.elements, sizes.z_start, sizes.z_width,
         tspow_dim(d, p - 1, d_tile) if p > 1 else 1,
         *dy.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        HEADS=H, GROUP=H // Hk, P=p, HEAD=d, E=e, W=d_tile, GATED=a is not None, NORMALIZE=normalize,
+        kv_heads=Hk, GROUP=H // Hk, P=p, HEAD=d, E=e, W=d_tile, GATED=a is not None, NORMALIZE=normalize,
         STATE=dr is not None, WITH_Z=sizes.z_rows > 0,
         FIBRES=shape.fibres, COLS=shape.columns, FIBRES_Z=shape_z.fibres, COLS_Z=shape_z.columns,
         BM=tiles.tokens, BN=tiles.rows, SCORES=scores, OP=operand,

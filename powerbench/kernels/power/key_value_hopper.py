@@ -65,7 +65,7 @@ def copy_queries(step, n_steps, n_after, row_0, length, p_q, p_dy, stride_qt, st
 
 
 @gluon.jit
-def load_weights(step, n_after, row_0, length, p_den, p_delta, p_a, line: gl.constexpr, HEADS: gl.constexpr,
+def load_weights(step, n_after, row_0, length, p_den, p_delta, p_a, line: gl.constexpr, heads,
                  GROUP: gl.constexpr, GATED: gl.constexpr, NORMALIZE: gl.constexpr, BM: gl.constexpr,
                  BN: gl.constexpr):  # fmt: skip
     """den, delta and a of the queries of a step, float32 [BN]; 1 and 0 past `length`, where q and dy are 0 too."""
@@ -75,7 +75,7 @@ def load_weights(step, n_after, row_0, length, p_den, p_delta, p_a, line: gl.con
     b_delta = gl.zeros([BN], gl.float32, line)
     b_a = gl.zeros([BN], gl.float32, line)
     if NORMALIZE:
-        o_row = o_i.to(gl.int64) * HEADS + i_g
+        o_row = o_i.to(gl.int64) * heads + i_g
         b_den = gl.load(p_den + o_row, mask=o_i < length, other=1.0)
         b_delta = gl.load(p_delta + o_row, mask=o_i < length, other=0.0)
     if GATED:
@@ -156,13 +156,13 @@ def diagonal(block, slot, mild, b_s, b_da, b_aj, p_a, rows_left, w_smem, delta_s
     return operands(slot, b_f, b_s, b_da, delta_smem, p_layout, ds_layout, NORMALIZE)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["seqlen", "n_chunks", "n_blocks", "heads"])
 def key_value_hopper_kernel(
     dy_ptr, q_ptr, k_ptr, v_ptr, den_ptr, delta_ptr, a_ptr, dk_ptr, dv_ptr, kdk_ptr, scale_p,
     seqlen, chunk, n_chunks, n_blocks,
     stride_dyb, stride_dyt, stride_dyh, stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
     stride_vb, stride_vt, stride_vh,
-    HEADS: gl.constexpr, GROUP: gl.constexpr, P: gl.constexpr, HEAD: gl.constexpr, E: gl.constexpr,
+    heads, GROUP: gl.constexpr, P: gl.constexpr, HEAD: gl.constexpr, E: gl.constexpr,
     GATED: gl.constexpr, NORMALIZE: gl.constexpr, ADD: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
     STAGES: gl.constexpr, MILD: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
@@ -182,9 +182,10 @@ def key_value_hopper_kernel(
     pid = gl.program_id(0)
     i_m = pid % n_blocks  # the keys that most queries see first
     i_n = pid // n_blocks % n_chunks
-    i_bh = (pid // n_blocks // n_chunks).to(gl.int64)  # offsets times strides are int64
-    i_b = i_bh // (HEADS // GROUP)
-    i_h = i_bh % (HEADS // GROUP)
+    i_bh = pid // n_blocks // n_chunks
+    i_b = (i_bh // (heads // GROUP)).to(gl.int64)  # offsets times strides are int64
+    i_h = (i_bh % (heads // GROUP)).to(gl.int64)
+    i_bh = i_bh.to(gl.int64)
     start = (i_n * chunk).to(gl.int64)
     length = gl.minimum(chunk, seqlen - i_n * chunk)
     row_0 = i_m * BM
@@ -196,7 +197,7 @@ def key_value_hopper_kernel(
     n_steps = n_off + BM // BN * GROUP
     p_q = q_ptr + i_b * stride_qb + i_h * GROUP * stride_qh + start * stride_qt
     p_dy = dy_ptr + i_b * stride_dyb + i_h * GROUP * stride_dyh + start * stride_dyt
-    o_first = (i_b * seqlen + start) * HEADS + i_h * GROUP  # of den and delta
+    o_first = (i_b * seqlen + start) * heads + i_h * GROUP  # of den and delta
     p_den, p_delta = den_ptr, delta_ptr
     if NORMALIZE:
         p_den = den_ptr + o_first
@@ -237,7 +238,7 @@ def key_value_hopper_kernel(
             q_smem, dy_smem, q_copy, dy_copy, GROUP, BM, BN, HEAD, E, STAGES,
         )  # fmt: skip
     b_den, b_delta, b_a = load_weights(
-        0, n_after, row_0, length, p_den, p_delta, p_a, line, HEADS, GROUP, GATED, NORMALIZE, BM, BN
+        0, n_after, row_0, length, p_den, p_delta, p_a, line, heads, GROUP, GATED, NORMALIZE, BM, BN
     )
     b_dk = gl.zeros([BM, HEAD], gl.float32, dk_layout)
     b_dv = gl.zeros([BM, E], gl.float32, dv_layout)
@@ -250,7 +251,7 @@ def key_value_hopper_kernel(
     for step in range(n_off):
         store_weights(step % 2, b_den, b_delta, b_a - a_ref, w_smem, delta_smem, GATED, NORMALIZE)
         b_den, b_delta, b_a = load_weights(
-            step + 1, n_after, row_0, length, p_den, p_delta, p_a, line, HEADS, GROUP, GATED, NORMALIZE, BM, BN
+            step + 1, n_after, row_0, length, p_den, p_delta, p_a, line, heads, GROUP, GATED, NORMALIZE, BM, BN
         )
         # into the buffers of step - 2, whose products every warp has waited for before the barrier of step - 1
         copy_queries(
@@ -274,7 +275,7 @@ def key_value_hopper_kernel(
             step % 2, b_den, b_delta, gl.where(mild, b_a - a_ref, 0.0), w_smem, delta_smem, GATED, NORMALIZE
         )  # fmt: skip
         b_den, b_delta, b_a = load_weights(
-            step + 1, n_after, row_0, length, p_den, p_delta, p_a, line, HEADS, GROUP, GATED, NORMALIZE, BM, BN
+            step + 1, n_after, row_0, length, p_den, p_delta, p_a, line, heads, GROUP, GATED, NORMALIZE, BM, BN
         )
         copy_queries(
             step + STAGES - 2, n_steps, n_after, row_0, length, p_q, p_dy, stride_qt, stride_qh, stride_dyt, stride_dyh,
@@ -306,24 +307,24 @@ def key_value_hopper_kernel(
         b_scale = b_scale * scale_p
     b_dk = b_dk * gl.convert_layout(b_scale * P, dk_row)[:, None]
     b_dv = b_dv * gl.convert_layout(b_scale, dv_row)[:, None]
-    o_row = (i_b * seqlen + start + row_0) * (HEADS // GROUP) + i_h  # int64: rows of dk, dv and k . dk
+    o_row = (i_b * seqlen + start + row_0) * (heads // GROUP) + i_h  # int64: rows of dk, dv and k . dk
     o_k = gl.arange(0, BM, layout=dk_row)
     o_v = gl.arange(0, BM, layout=dv_row)
     o_d = gl.arange(0, HEAD, layout=gl.SliceLayout(0, dk_layout))
     o_e = gl.arange(0, E, layout=gl.SliceLayout(0, dv_layout))
     if ADD:
-        p_dk = dk_ptr + o_row * HEAD + (o_k * (HEADS // GROUP * HEAD))[:, None] + o_d[None, :]
-        p_dv = dv_ptr + o_row * E + (o_v * (HEADS // GROUP * E))[:, None] + o_e[None, :]
+        p_dk = dk_ptr + o_row * HEAD + (o_k * (heads // GROUP * HEAD))[:, None] + o_d[None, :]
+        p_dv = dv_ptr + o_row * E + (o_v * (heads // GROUP * E))[:, None] + o_e[None, :]
         m_dk = (o_k < rows_left)[:, None] & (o_d >= 0)[None, :]
         m_dv = (o_v < rows_left)[:, None] & (o_e >= 0)[None, :]
         b_dk += gl.load(p_dk, mask=m_dk, other=0.0).to(gl.float32)
         b_dv += gl.load(p_dv, mask=m_dv, other=0.0).to(gl.float32)
     if GATED:
         b_kdk = gl.sum(b_dk * k_smem.load(dk_layout).to(gl.float32), 1)
-        gl.store(kdk_ptr + o_row + o_k * (HEADS // GROUP), b_kdk, mask=o_k < rows_left)
-    HEADS_OUT: gl.constexpr = HEADS // GROUP
-    store_rows(dk_ptr + o_row * HEAD, HEADS_OUT * HEAD, rows_left, b_dk.to(dk_ptr.dtype.element_ty), num_warps)
-    store_rows(dv_ptr + o_row * E, HEADS_OUT * E, rows_left, b_dv.to(dv_ptr.dtype.element_ty), num_warps)
+        gl.store(kdk_ptr + o_row + o_k * (heads // GROUP), b_kdk, mask=o_k < rows_left)
+    heads_out = heads // GROUP
+    store_rows(dk_ptr + o_row * HEAD, heads_out * HEAD, rows_left, b_dk.to(dk_ptr.dtype.element_ty), num_warps)
+    store_rows(dv_ptr + o_row * E, heads_out * E, rows_left, b_dv.to(dv_ptr.dtype.element_ty), num_warps)
 
 
 def _tiles(d: int, e: int) -> KeyValueTiles:
@@ -350,6 +351,6 @@ def key_value_attention_hopper(
         dy, q, k, v, den if normalize else None, delta if normalize else None, a, dk, dv, kdk, scale**p,
         T, C, N, blocks,
         *dy.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        HEADS=H, GROUP=H // Hk, P=p, HEAD=d, E=e, GATED=a is not None, NORMALIZE=normalize, ADD=add,
+        heads=H, GROUP=H // Hk, P=p, HEAD=d, E=e, GATED=a is not None, NORMALIZE=normalize, ADD=add,
         BM=tiles.keys, BN=tiles.queries, STAGES=tiles.stages, MILD=MILD, num_warps=tiles.num_warps,
     )  # fmt: skip

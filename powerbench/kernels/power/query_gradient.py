@@ -62,14 +62,14 @@ def gradient_of_queries(
     return tl.dot(b_ds.to(OP), b_k.to(OP), b_dq, input_precision="ieee"), b_qdq
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seqlen", "n_chunks", "first", "n_blocks", "heads", "group"])
 def query_gradient_kernel(
     dy_ptr, q_ptr, k_ptr, v_ptr, y_ptr, den_ptr, a_ptr, r_ptr, counts_z_ptr,
     dq_ptr, delta_ptr, w_ptr, zw_ptr, qdq_ptr, scale_p,
     seqlen, chunk, n_chunks, first, n_blocks, elements, z_start, n_prefixes,
     stride_dyb, stride_dyt, stride_dyh, stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
     stride_vb, stride_vt, stride_vh, stride_yb, stride_yt, stride_yh,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr,
+    heads, group, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr,
     GATED: tl.constexpr, NORMALIZE: tl.constexpr, STATE: tl.constexpr, WEIGHTS: tl.constexpr,
     FIBRES_Z: tl.constexpr, COLS_Z: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr,
@@ -77,17 +77,18 @@ def query_gradient_kernel(
     """BM query rows of one chunk and head. No state comes into the chunks before `first`."""
     pid = tl.program_id(0)
     i_m = n_blocks - 1 - pid % n_blocks  # the longest rows first
-    i_g = pid // n_blocks % GROUP  # then the heads of a group: neighbours read the same state and keys
-    i_n = pid // n_blocks // GROUP % n_chunks
-    i_bhk = (pid // n_blocks // GROUP // n_chunks).to(tl.int64)  # offsets times strides are int64
-    i_b = i_bhk // (HEADS // GROUP)
-    i_hk = i_bhk % (HEADS // GROUP)
-    i_h = i_hk * GROUP + i_g
+    i_g = pid // n_blocks % group  # then the heads of a group: neighbours read the same state and keys
+    i_n = pid // n_blocks // group % n_chunks
+    i_bhk = pid // n_blocks // group // n_chunks
+    i_b = (i_bhk // (heads // group)).to(tl.int64)  # offsets times strides are int64
+    i_hk = (i_bhk % (heads // group)).to(tl.int64)
+    i_bhk = i_bhk.to(tl.int64)
+    i_h = i_hk * group + i_g
     start = (i_n * chunk).to(tl.int64)
     length = tl.minimum(chunk, seqlen - i_n * chunk)
     row_0 = i_m * BM
     o_i = row_0 + tl.arange(0, BM)
-    o_w = ((i_b * HEADS + i_h) * n_chunks + i_n) * chunk + o_i  # int64 [BM]: the weights, [B, H, N, C]
+    o_w = ((i_b * heads + i_h) * n_chunks + i_n) * chunk + o_i  # int64 [BM]: the weights, [B, H, N, C]
     if row_0 >= length:
         if WEIGHTS:  # past the end of the sequence they must be numbers
             tl.store(w_ptr + o_w, tl.zeros([BM], tl.float32), mask=o_i < chunk)
@@ -102,7 +103,7 @@ def query_gradient_kernel(
     p_dy = dy_ptr + i_b * stride_dyb + i_h * stride_dyh + (start + o_i) * stride_dyt
     p_k = k_ptr + i_b * stride_kb + i_hk * stride_kh + start * stride_kt
     p_v = v_ptr + i_b * stride_vb + i_hk * stride_vh + start * stride_vt
-    o_row = (i_b * seqlen + start + o_i) * HEADS + i_h  # int64 [BM]: rows of dq, and den, delta, q . dq
+    o_row = (i_b * seqlen + start + o_i) * heads + i_h  # int64 [BM]: rows of dq, and den, delta, q . dq
     b_dy = tl.load(p_dy[:, None] + o_e[None, :], mask=m_i[:, None], other=0.0)  # [BM, E]
     b_delta = tl.zeros([BM], tl.float32)
     b_r = b_delta + scale_p
@@ -227,7 +228,7 @@ def query_gradient(
         dy, q, k, v, y, den, a, r, counts_z, *out, scale**p,
         T, C, N, first, blocks, sizes.elements, sizes.z_start, tspow_dim(d, p - 1, d_tile) if p > 1 else 1,
         *dy.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *y.stride()[:3],
-        HEADS=H, GROUP=H // Hk, P=p, HEAD=d, E=e, W=d_tile, GATED=gated, NORMALIZE=normalize, STATE=r is not None,
+        heads=H, group=H // Hk, P=p, HEAD=d, E=e, W=d_tile, GATED=gated, NORMALIZE=normalize, STATE=r is not None,
         WEIGHTS=weights, FIBRES_Z=shape_z.fibres, COLS_Z=shape_z.columns,
         BM=tiles.tokens, BN=tiles.rows, SCORES=scores, OP=operand,
         num_warps=tiles.num_warps, num_stages=tiles.num_stages,

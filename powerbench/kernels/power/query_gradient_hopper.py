@@ -33,14 +33,14 @@ class QueryTiles(NamedTuple):
     num_warps: int
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["seqlen", "n_chunks", "first", "n_blocks", "heads", "group"])
 def query_gradient_hopper_kernel(
     dy_ptr, q_ptr, k_ptr, v_ptr, y_ptr, den_ptr, a_ptr, r_ptr, steps_ptr, rows_ptr,
     dq_ptr, delta_ptr, w_ptr, zw_ptr, qdq_ptr, scale_p,
     seqlen, chunk, n_chunks, first, n_blocks, elements, z_start, n_steps,
     stride_dyb, stride_dyt, stride_dyh, stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
     stride_vb, stride_vt, stride_vh, stride_yb, stride_yt, stride_yh,
-    HEADS: gl.constexpr, GROUP: gl.constexpr, P: gl.constexpr, HEAD: gl.constexpr, E: gl.constexpr,
+    heads, group, P: gl.constexpr, HEAD: gl.constexpr, E: gl.constexpr,
     GATED: gl.constexpr, NORMALIZE: gl.constexpr, STATE: gl.constexpr, WEIGHTS: gl.constexpr,
     BM: gl.constexpr, BN: gl.constexpr, KEY_STAGES: gl.constexpr, MILD: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
@@ -58,18 +58,19 @@ def query_gradient_hopper_kernel(
 
     pid = gl.program_id(0)
     i_m = n_blocks - 1 - pid % n_blocks  # the longest rows first
-    i_g = pid // n_blocks % GROUP  # then the heads of a group: neighbours read the same state and keys
-    i_n = pid // n_blocks // GROUP % n_chunks
-    i_bhk = (pid // n_blocks // GROUP // n_chunks).to(gl.int64)  # offsets times strides are int64
-    i_b = i_bhk // (HEADS // GROUP)
-    i_hk = i_bhk % (HEADS // GROUP)
-    i_h = i_hk * GROUP + i_g
+    i_g = pid // n_blocks % group  # then the heads of a group: neighbours read the same state and keys
+    i_n = pid // n_blocks // group % n_chunks
+    i_bhk = pid // n_blocks // group // n_chunks
+    i_b = (i_bhk // (heads // group)).to(gl.int64)  # offsets times strides are int64
+    i_hk = (i_bhk % (heads // group)).to(gl.int64)
+    i_bhk = i_bhk.to(gl.int64)
+    i_h = i_hk * group + i_g
     start = (i_n * chunk).to(gl.int64)
     length = gl.minimum(chunk, seqlen - i_n * chunk)
     row_0 = i_m * BM
     rows_left = length - row_0
     o_m = gl.arange(0, BM, layout=row_layout)
-    o_w = ((i_b * HEADS + i_h) * n_chunks + i_n) * chunk + row_0 + o_m  # int64 [BM]: the weights, [B, H, N, C]
+    o_w = ((i_b * heads + i_h) * n_chunks + i_n) * chunk + row_0 + o_m  # int64 [BM]: the weights, [B, H, N, C]
     if rows_left <= 0:
         if WEIGHTS:  # past the end of the sequence they must be numbers
             gl.store(w_ptr + o_w, gl.zeros([BM], gl.float32, row_layout), mask=row_0 + o_m < chunk)
@@ -79,7 +80,7 @@ def query_gradient_hopper_kernel(
     p_dy = dy_ptr + i_b * stride_dyb + i_h * stride_dyh + (start + row_0) * stride_dyt
     p_k = k_ptr + i_b * stride_kb + i_hk * stride_kh + start * stride_kt
     p_v = v_ptr + i_b * stride_vb + i_hk * stride_vh + start * stride_vt
-    o_row = (i_b * seqlen + start + row_0 + o_m) * HEADS + i_h  # int64 [BM]: rows of dq, and den, delta, q . dq
+    o_row = (i_b * seqlen + start + row_0 + o_m) * heads + i_h  # int64 [BM]: rows of dq, and den, delta, q . dq
     m_row = o_m < rows_left
 
     q_smem = gl.allocate_shared_memory(
@@ -237,8 +238,8 @@ def query_gradient_hopper_kernel(
     if GATED:
         b_x = q_smem.load(acc_layout).to(gl.float32)
         gl.store(qdq_ptr + o_row, gl.sum(acc * b_x, 1), mask=m_row)
-    p_dq = dq_ptr + ((i_b * seqlen + start + row_0) * HEADS + i_h) * HEAD
-    store_rows(p_dq, HEADS * HEAD, rows_left, acc.to(dq_ptr.dtype.element_ty), num_warps)
+    p_dq = dq_ptr + ((i_b * seqlen + start + row_0) * heads + i_h) * HEAD
+    store_rows(p_dq, heads * HEAD, rows_left, acc.to(dq_ptr.dtype.element_ty), num_warps)
 
 
 def serves(dtype: torch.dtype, device: torch.device, d: int, e: int, p: int, *, with_state: bool, with_z: bool) -> bool:
@@ -279,7 +280,7 @@ def query_gradient_hopper(
         dy, q, k, v, y, den, a, r, steps, rows, *out, scale**p,
         T, C, N, first, blocks, sizes.elements, sizes.z_start, n_steps,
         *dy.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *y.stride()[:3],
-        HEADS=H, GROUP=H // Hk, P=p, HEAD=d, E=e, GATED=a is not None, NORMALIZE=normalize, STATE=r is not None,
+        heads=H, group=H // Hk, P=p, HEAD=d, E=e, GATED=a is not None, NORMALIZE=normalize, STATE=r is not None,
         WEIGHTS=out[2] is not None, BM=tiles.rows, BN=tiles.keys,
         KEY_STAGES=tiles.key_stages, MILD=MILD, num_warps=tiles.num_warps,
     )  # fmt: skip

@@ -19,7 +19,7 @@ NUM_WARPS = 4
 NUM_STAGES = 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_forward", "n_chunks", "n_states", "n_incoming", "n_blocks"])
 def scan_kernel(
     s_ptr, a_ptr, initial_ptr, r_ptr, final_ptr, forward_ptr, weight_ptr, flux_ptr,
     size, forward_size, n_forward, n_chunks, n_states, n_incoming, chunk, n_blocks,

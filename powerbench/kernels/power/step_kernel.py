@@ -8,7 +8,7 @@ they put the new tokens into it, in slots that no program reads. The others take
 leave partial sums of phi(q)^T S; where the state moves on they also write the tiles back, with the tokens added.
 
 The fold of a tile is one long chain, and a step would wait for those that begin late. So the first programs, FRONT *
-HEADS * splits of them, take the places of others: of those of the last FRONT sequences that are due, found from the
+heads * splits of them, take the places of others: of those of the last FRONT sequences that are due, found from the
 counts. Programs whose place is taken drop what they have read, which may be half moved on; they need the counts only
 where they are due.
 
@@ -41,13 +41,13 @@ from powerbench.kernels.power.step_parts import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "heads"])
 def step_kernel(
     q_ptr, k_ptr, v_ptr, g_ptr, s_ptr, z_ptr, rows_ptr, wk_ptr, wv_ptr, wa_ptr, count_ptr, num_ptr, den_ptr, since_ptr,
     batch, dim, tiles, splits, window,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     stride_gb, stride_gt, stride_gh, stride_s, stride_z,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, T: tl.constexpr, TP: tl.constexpr, M: tl.constexpr, MP: tl.constexpr,
+    heads, GROUP: tl.constexpr, T: tl.constexpr, TP: tl.constexpr, M: tl.constexpr, MP: tl.constexpr,
     P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr, GATED: tl.constexpr,
     NORMALIZE: tl.constexpr, LAZY: tl.constexpr, MIN: tl.constexpr, ROWS: tl.constexpr, PIECE: tl.constexpr,
     FOLD: tl.constexpr, BT: tl.constexpr, STAGES: tl.constexpr, OP: tl.constexpr, FRONT: tl.constexpr,
@@ -59,20 +59,21 @@ def step_kernel(
     pid = tl.program_id(0)
     front = False
     if FRONT > 0:
-        ahead = FRONT * HEADS * splits
+        ahead = FRONT * heads * splits
         front = pid < ahead
         if front:
-            i_due = due_from_the_end(pid // (HEADS * splits), count_ptr, batch, window, T, BP)
+            i_due = due_from_the_end(pid // (heads * splits), count_ptr, batch, window, T, BP)
             if i_due < 0:
                 return
-            pid = (i_due * HEADS + pid // splits % HEADS) * (M + splits) + M + pid % splits
+            pid = (i_due * heads + pid // splits % heads) * (M + splits) + M + pid % splits
         else:
             pid -= ahead
         pid = tl.max(tl.zeros([32], tl.int32) + pid, 0)  # of 32 equal ones: in a register that a warp shares
-    i_bh = (pid // (M + splits)).to(tl.int64)  # offsets times strides are int64
+    i_bh = pid // (M + splits)
     i_part = pid % (M + splits)
-    i_b = i_bh // HEADS
-    i_h = i_bh % HEADS
+    i_b = (i_bh // heads).to(tl.int64)  # offsets times strides are int64
+    i_h = (i_bh % heads).to(tl.int64)
+    i_bh = i_bh.to(tl.int64)
     p_q = q_ptr + i_b * stride_qb + i_h * GROUP * stride_qh
     i_sum = i_bh * (splits + 1) * M  # partial sums [splits + 1, M]: those over the tokens come first
     o_d = tl.arange(0, HEAD)
@@ -86,14 +87,14 @@ def step_kernel(
             count = tl.load(count_ptr + i_b)
         p_k, p_v, p_g, p_wk, p_wv, p_wa = tokens_of(
             i_b, i_h, k_ptr, v_ptr, g_ptr, wk_ptr, wv_ptr, wa_ptr, window,
-            stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh, HEADS, HEAD, E, GATED, LAZY,
+            stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh, heads, HEAD, E, GATED, LAZY,
         )  # fmt: skip
-        b_g, a_0 = gates(p_g, p_wa, count, stride_gt, HEADS, T, TP, GATED, LAZY, MIN)
+        b_g, a_0 = gates(p_g, p_wa, count, stride_gt, heads, T, TP, GATED, LAZY, MIN)
         a_t = a_0 + tl.sum(tl.where(o_t <= t, b_g, 0.0), 0)
         p_query = p_q + t * stride_qt + i_part % GROUP * stride_qh
         b_own, den = attend_tokens(
             p_query, p_k, p_v, b_g, t, p_wk, p_wv, p_wa, count, a_t,
-            stride_kt, stride_vt, HEADS * HEAD, HEADS * E, HEADS, TP, P, HEAD, E, LAZY, BT, STAGES,
+            stride_kt, stride_vt, heads * HEAD, heads * E, heads, TP, P, HEAD, E, LAZY, BT, STAGES,
         )  # fmt: skip
         tl.store(num_ptr + (i_sum + i_part) * E + o_e, b_own)
         tl.store(since_ptr + i_bh * M + i_part, tl.exp(a_t))
@@ -102,9 +103,9 @@ def step_kernel(
         if LAZY:
             if (count + T < window) & (i_part % GROUP == 0):
                 slot = count + t
-                tl.store(p_wk + slot * HEADS * HEAD + o_d, tl.load(p_k + t * stride_kt + o_d))
-                tl.store(p_wv + slot * HEADS * E + o_e, tl.load(p_v + t * stride_vt + o_e))
-                tl.store(p_wa + slot * HEADS, a_t)
+                tl.store(p_wk + slot * heads * HEAD + o_d, tl.load(p_k + t * stride_kt + o_d))
+                tl.store(p_wv + slot * heads * E + o_e, tl.load(p_v + t * stride_vt + o_e))
+                tl.store(p_wa + slot * heads, a_t)
     else:
         o_m = tl.arange(0, MP)
         m_q = o_m < M
@@ -137,9 +138,9 @@ def step_kernel(
             if not LAZY:
                 p_k, p_v, p_g, p_wk, p_wv, p_wa = tokens_of(
                     i_b, i_h, k_ptr, v_ptr, g_ptr, wk_ptr, wv_ptr, wa_ptr, window,
-                    stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh, HEADS, HEAD, E, GATED, LAZY,
+                    stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh, heads, HEAD, E, GATED, LAZY,
                 )  # fmt: skip
-                b_g, _ = gates(p_g, p_wa, count, stride_gt, HEADS, T, TP, GATED, LAZY, MIN)
+                b_g, _ = gates(p_g, p_wa, count, stride_gt, heads, T, TP, GATED, LAZY, MIN)
                 b_s = b_s.to(tl.float32) * tl.exp(tl.sum(b_g, 0))
                 b_z *= tl.exp(tl.sum(b_g, 0))
                 b_s, b_z = add_tokens(b_s, b_z, b_rows, p_k, p_v, b_g, stride_kt, stride_vt, T, TP, P, HEAD, E)
@@ -163,9 +164,9 @@ def step_kernel(
             if count + T >= window:  # seldom: in pieces, so that the common path is not short of registers for it
                 p_k, p_v, p_g, p_wk, p_wv, p_wa = tokens_of(
                     i_b, i_h, k_ptr, v_ptr, g_ptr, wk_ptr, wv_ptr, wa_ptr, window,
-                    stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh, HEADS, HEAD, E, GATED, LAZY,
+                    stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh, heads, HEAD, E, GATED, LAZY,
                 )  # fmt: skip
-                b_g, a_0 = gates(p_g, p_wa, count, stride_gt, HEADS, T, TP, GATED, LAZY, MIN)
+                b_g, a_0 = gates(p_g, p_wa, count, stride_gt, heads, T, TP, GATED, LAZY, MIN)
                 decay = tl.exp(a_0 + tl.sum(b_g, 0))
                 for i in tl.range(first, last, PIECE, num_stages=1):
                     o_row = i + tl.arange(0, PIECE)
@@ -174,7 +175,7 @@ def step_kernel(
                     b_rows = tl.load(rows_ptr + o_row, mask=m_row, other=0)
                     b_s, b_z = sum_tokens(
                         b_rows, p_k, p_v, p_wk, p_wv, p_wa, b_g, a_0, count,
-                        stride_kt, stride_vt, HEADS * HEAD, HEADS * E, HEADS, T, TP, P, PIECE, E, FOLD, OP,
+                        stride_kt, stride_vt, heads * HEAD, heads * E, heads, T, TP, P, PIECE, E, FOLD, OP,
                     )  # fmt: skip
                     b_s += tl.load(p_piece, mask=m_row[:, None], other=0.0).to(tl.float32) * decay
                     b_z += tl.load(p_z + o_row, mask=m_row, other=0.0) * decay
@@ -183,10 +184,10 @@ def step_kernel(
                     tl.store(p_z + o_row, b_z, mask=m_row)
 
 
-@triton.jit(do_not_specialize=["tiles", "walkers"])
+@triton.jit(do_not_specialize=["tiles", "walkers", "heads"])
 def combine_kernel(
     num_ptr, den_ptr, since_ptr, y_ptr, count_ptr, scale_p, places, window, tiles, walkers,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, T: tl.constexpr, M: tl.constexpr, E: tl.constexpr, TILES: tl.constexpr,
+    heads, GROUP: tl.constexpr, T: tl.constexpr, M: tl.constexpr, E: tl.constexpr, TILES: tl.constexpr,
     NORMALIZE: tl.constexpr, LAZY: tl.constexpr, BP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """y of one query: the sum of its partial sums; and, by one program a sequence, the count of its window.
@@ -196,10 +197,11 @@ def combine_kernel(
     one holds the token's part.
     """
     pid = tl.program_id(0)
-    i_bh = (pid // M).to(tl.int64)
+    i_bh = pid // M
     i_m = pid % M
-    i_b = i_bh // HEADS
-    i_h = i_bh % HEADS
+    i_b = (i_bh // heads).to(tl.int64)
+    i_h = (i_bh % heads).to(tl.int64)
+    i_bh = i_bh.to(tl.int64)
     o_e = tl.arange(0, E)
     parts = places
     if TILES > 0:
@@ -225,7 +227,7 @@ def combine_kernel(
         b_y = b_num / den
     else:
         b_y = b_num * scale_p
-    o_y = (i_b * T + i_m // GROUP) * (HEADS * GROUP) + i_h * GROUP + i_m % GROUP
+    o_y = (i_b * T + i_m // GROUP) * (heads * GROUP) + i_h * GROUP + i_m % GROUP
     tl.store(y_ptr + o_y * E + o_e, b_y.to(y_ptr.dtype.element_ty))
     if LAZY:
         if (i_h == 0) & (i_m == 0):

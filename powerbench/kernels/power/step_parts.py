@@ -67,7 +67,7 @@ def walker_of(g, tiles, walkers):
 def tokens_of(
     i_b, i_h, k_ptr, v_ptr, g_ptr, wk_ptr, wv_ptr, wa_ptr, window,
     stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh,
-    HEADS: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr, LAZY: tl.constexpr,
+    heads, HEAD: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr, LAZY: tl.constexpr,
 ):  # fmt: skip
     """Where k, v and gates of one sequence and head begin: of its new tokens, and of its window.
 
@@ -79,9 +79,9 @@ def tokens_of(
     if GATED:
         p_g = g_ptr + i_b * stride_gb + i_h * stride_gh
     if LAZY:
-        p_wk = wk_ptr + (i_b * window * HEADS + i_h) * HEAD  # windows are contiguous: [B, window, Hk, ...]
-        p_wv = wv_ptr + (i_b * window * HEADS + i_h) * E
-        p_wa = wa_ptr + i_b * window * HEADS + i_h
+        p_wk = wk_ptr + (i_b * window * heads + i_h) * HEAD  # windows are contiguous: [B, window, Hk, ...]
+        p_wv = wv_ptr + (i_b * window * heads + i_h) * E
+        p_wa = wa_ptr + i_b * window * heads + i_h
     return p_k, p_v, p_g, p_wk, p_wv, p_wa
 
 

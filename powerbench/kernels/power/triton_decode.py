@@ -95,7 +95,7 @@ def triton_step(
     early = starts_early(q.device)
     read = (q, k, v, log_g, s, z, _rows_on(q.device, d, p, d_tile))
     constants = {
-        "HEADS": heads, "P": p, "HEAD": d, "E": e, "W": d_tile, "GATED": log_g is not None, "NORMALIZE": normalize,
+        "heads": heads, "P": p, "HEAD": d, "E": e, "W": d_tile, "GATED": log_g is not None, "NORMALIZE": normalize,
         "MIN": LOG_GATE_MIN, "EARLY": early, "num_warps": NUM_WARPS,
     }  # fmt: skip
     with torch.cuda.device_of(q):
@@ -107,7 +107,7 @@ def triton_step(
         combine_kernel[(B * heads * M,)](
             num, den, since, y, None if lazy is None else lazy.count, scale**p, places,
             0 if lazy is None else lazy.window, *((0, 0) if way is None else (B * heads * way.tiles, way.walkers)),
-            HEADS=heads, GROUP=H // heads, T=T, M=M, E=e, TILES=0 if way is None else way.tiles, NORMALIZE=normalize,
+            heads=heads, GROUP=H // heads, T=T, M=M, E=e, TILES=0 if way is None else way.tiles, NORMALIZE=normalize,
             LAZY=lazy is not None, BP=min(MAX_PARTS, triton.next_power_of_2(places)), EARLY=early,
             num_warps=NUM_WARPS, launch_pdl=early,
         )  # fmt: skip

@@ -70,12 +70,12 @@ def sum_brick(
     tl.store(p_row, b_acc.to(p_s.dtype.element_ty), mask=m_row[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seqlen", "n_chunks", "first", "n_states", "heads"])
 def update_state_kernel(
     x_ptr, u_ptr, w_ptr, zw_ptr, s_ptr, table_ptr, z_table_ptr,
     seqlen, chunk, n_chunks, first, n_states, n_bricks, n_z_bricks, elements, z_start,
     stride_xb, stride_xt, stride_xh, stride_ub, stride_ut, stride_uh,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr,
+    heads, GROUP: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr,
     WEIGHTED: tl.constexpr, WITH_Z: tl.constexpr, P_Z: tl.constexpr, E_Z: tl.constexpr,
     FIBRES: tl.constexpr, COLS: tl.constexpr, FIBRES_Z: tl.constexpr, COLS_Z: tl.constexpr,
     BT: tl.constexpr, OP: tl.constexpr,
@@ -85,15 +85,16 @@ def update_state_kernel(
     n_all = n_bricks + n_z_bricks
     i_brick = pid % n_all  # fastest: neighbours read the same tokens
     i_n = first + pid // n_all % n_states
-    i_bh = (pid // n_all // n_states).to(tl.int64)  # offsets times strides are int64
-    i_b = i_bh // HEADS
-    i_h = i_bh % HEADS * GROUP
+    i_bh = pid // n_all // n_states
+    i_b = (i_bh // heads).to(tl.int64)  # offsets times strides are int64
+    i_h = (i_bh % heads * GROUP).to(tl.int64)
+    i_bh = i_bh.to(tl.int64)
     start = (i_n * chunk).to(tl.int64)
     length = tl.minimum(chunk, seqlen - i_n * chunk)
     n_blocks = tl.cdiv(length, BT)
     p_x = x_ptr + i_b * stride_xb + i_h * stride_xh + start * stride_xt
     p_u = u_ptr + i_b * stride_ub + i_h * stride_uh + start * stride_ut
-    o_w = ((i_b * HEADS * GROUP + i_h) * n_chunks + i_n) * chunk
+    o_w = ((i_b * heads * GROUP + i_h) * n_chunks + i_n) * chunk
     stride_wh = n_chunks * chunk
     p_s = s_ptr + (i_bh * n_states + i_n - first) * elements
     if i_brick < n_bricks:
@@ -159,7 +160,7 @@ def update_state(
         x, u, w, z_w, states, table, z_table,
         T, C, N, first, n_states, n_bricks, n_z_bricks, sizes.elements, sizes.z_start,
         *x.stride()[:3], *u.stride()[:3],
-        HEADS=kv_heads, GROUP=Hx // kv_heads, P=p, HEAD=d, E=e, W=d_tile, WEIGHTED=w is not None,
+        heads=kv_heads, GROUP=Hx // kv_heads, P=p, HEAD=d, E=e, W=d_tile, WEIGHTED=w is not None,
         WITH_Z=with_z, P_Z=p_z, E_Z=sizes.z_width,
         FIBRES=shape.fibres, COLS=shape.columns, FIBRES_Z=z_shape.fibres, COLS_Z=z_shape.columns,
         BT=tiles.tokens, OP=operand,

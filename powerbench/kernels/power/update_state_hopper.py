@@ -45,12 +45,12 @@ class UpdateTiles(NamedTuple):
     num_warps: int
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["seqlen", "n_chunks", "first", "n_states", "heads"])
 def hopper_update_kernel(
     x_ptr, u_ptr, w_ptr, s_ptr, table_ptr, rows_ptr,
     seqlen, chunk, n_chunks, first, n_states, n_bricks, elements,
     stride_xb, stride_xt, stride_xh, stride_ub, stride_ut, stride_uh,
-    HEADS: gl.constexpr, GROUP: gl.constexpr, P: gl.constexpr, E: gl.constexpr, WEIGHTED: gl.constexpr,
+    heads, GROUP: gl.constexpr, P: gl.constexpr, E: gl.constexpr, WEIGHTED: gl.constexpr,
     FIBRES: gl.constexpr, COLS: gl.constexpr, BT: gl.constexpr, STAGES: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
     """One brick of S of one chunk and key/value head."""
@@ -70,9 +70,10 @@ def hopper_update_kernel(
     pid = gl.program_id(0)
     i_brick = pid % n_bricks  # fastest: neighbours read the same tokens
     i_n = first + pid // n_bricks % n_states
-    i_bh = (pid // n_bricks // n_states).to(gl.int64)  # offsets times strides are int64
-    i_b = i_bh // HEADS
-    i_h = i_bh % HEADS * GROUP
+    i_bh = pid // n_bricks // n_states
+    i_b = (i_bh // heads).to(gl.int64)  # offsets times strides are int64
+    i_h = (i_bh % heads * GROUP).to(gl.int64)
+    i_bh = i_bh.to(gl.int64)
     c_0 = gl.load(table_ptr + i_brick * 4)
     i_1 = gl.load(table_ptr + i_brick * 4 + 1)
     i_2 = gl.load(table_ptr + i_brick * 4 + 2)
@@ -87,7 +88,7 @@ def hopper_update_kernel(
     p_f = p_x + gl.multiple_of(i_1, 8)
     p_w = w_ptr
     if WEIGHTED:
-        p_w = w_ptr + ((i_b * HEADS * GROUP + i_h) * n_chunks + i_n) * chunk
+        p_w = w_ptr + ((i_b * heads * GROUP + i_h) * n_chunks + i_n) * chunk
     stride_wh = n_chunks * chunk
 
     x_smem = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BT, COLS], x_smem_layout)
@@ -238,7 +239,7 @@ def update_state_hopper(
         x, u, w, states, table, rows,
         T, C, N, first, n_states, len(table), elements,
         *x.stride()[:3], *u.stride()[:3],
-        HEADS=Hk, GROUP=Hx // Hk, P=p, E=e, WEIGHTED=w is not None,
+        heads=Hk, GROUP=Hx // Hk, P=p, E=e, WEIGHTED=w is not None,
         FIBRES=shape.fibres, COLS=shape.columns, BT=tiles.tokens, STAGES=tiles.stages,
         num_warps=tiles.num_warps,
     )  # fmt: skip

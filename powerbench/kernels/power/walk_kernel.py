@@ -47,11 +47,11 @@ def add_rows(b_sum, b_x, LANES: tl.constexpr):
     return b_sum + tl.sum(tl.reshape(b_x, [b_x.shape[0] // LANES, LANES, b_x.shape[1]]), 0)
 
 
-@triton.jit(do_not_specialize=["tiles", "walkers", "slots"])
+@triton.jit(do_not_specialize=["tiles", "walkers", "slots", "heads"])
 def walk_kernel(
     q_ptr, k_ptr, v_ptr, g_ptr, s_desc, z_ptr, rows_ptr, num_ptr, den_ptr, tiles, walkers, slots,
     stride_qb, stride_qh, stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh, stride_z,
-    HEADS: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr, GATED: tl.constexpr,
+    heads, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr, GATED: tl.constexpr,
     NORMALIZE: tl.constexpr, MIN: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, LANES: tl.constexpr,
     STAGES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -73,8 +73,8 @@ def walk_kernel(
     for g in tl.range(start, stop, num_stages=STAGES):
         i_bh = g // TILES
         i_row = (g - i_bh * TILES) * ROWS
-        i_b = tl.cast(i_bh // HEADS, tl.int64)
-        i_h = tl.cast(i_bh % HEADS, tl.int64)
+        i_b = tl.cast(i_bh // heads, tl.int64)
+        i_h = tl.cast(i_bh % heads, tl.int64)
         p_q = q_ptr + i_b * stride_qb + i_h * stride_qh
         p_k = k_ptr + i_b * stride_kb + i_h * stride_kh
         p_v = v_ptr + i_b * stride_vb + i_h * stride_vh + 2 * o_c
