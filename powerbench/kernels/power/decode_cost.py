@@ -25,6 +25,7 @@ from powerbench.problem import Case, Problem
 
 FILL_ELEMENTS = 1 << 26  # of phi that are held at once, about, when a state is made ready
 FILL_TOKENS = 4096  # of a sequence that are summed up at once then, at most
+SUMMED_GATE = 8  # bytes, in a window
 MAX_WINDOW = 128  # beyond, moving a window into the state would be felt in the step that does it
 
 
@@ -52,13 +53,13 @@ def fill_tokens(case: Case) -> int:
 
 
 def _sum_size(problem: Problem) -> int:
-    """Bytes of an element of a state and of a summed gate."""
+    """Bytes of an element of a state."""
     return 8 if problem.dtype == "fp64" else 4
 
 
 def _token_size(problem: Problem) -> int:
     """Bytes of a token and key/value head in a window: k, v and the summed gate."""
-    return (problem.head_dim + problem.value_dim) * problem.itemsize + _sum_size(problem)
+    return (problem.head_dim + problem.value_dim) * problem.itemsize + SUMMED_GATE
 
 
 class _Step:
