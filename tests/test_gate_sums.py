@@ -26,13 +26,15 @@ OUTPUT, ROW, GRADIENT = 6e-7, 6e-6, 2e-6  # measured 3.5e-7, 2.6e-6 and 1.0e-6; 
 
 
 def inputs_of(T, d, gates, *, dtype=torch.float32, heads=1, kv_heads=1, seed=0):
-    """q, k, v, log_g and dy: "ordinary" gates, "steep" ones (a tenth of -50), or resets of -inf at a tenth."""
+    """q, k, v, log_g and dy: "ordinary" gates; or slow ones, a tenth of which is -50 ("steep") or -inf ("resets")."""
     random = torch.Generator().manual_seed(seed)
     q, dy = (torch.randn(1, T, heads, d, generator=random) for _ in range(2))
     k, v = (torch.randn(1, T, kv_heads, d, generator=random) for _ in range(2))
     raw, chosen = torch.randn(1, T, kv_heads, generator=random), torch.rand(1, T, kv_heads, generator=random) < 0.1
-    log_g = logsigmoid(raw) if gates == "ordinary" else logsigmoid(raw + 3)
-    log_g = log_g.masked_fill(chosen, {"ordinary": 0.0, "steep": -50.0, "resets": -math.inf}[gates] or -1.0)
+    if gates == "ordinary":
+        log_g = logsigmoid(raw)
+    else:
+        log_g = logsigmoid(raw + 3).masked_fill(chosen, -50.0 if gates == "steep" else -math.inf)
     q, k, v, dy = (x.to(DEVICE, dtype) for x in (q, k, v, dy))
     return q, k, v, log_g.to(DEVICE), dy
 
@@ -54,8 +56,9 @@ def errors(inputs, *, p, backend, chunk_size=None):
     return relative_error(y.detach(), want.detach()), row, [relative_error(a, b) for a, b in pairs]
 
 
-@pytest.mark.parametrize("p", [1, 2, 3, 4])
-@pytest.mark.parametrize("gates", ["ordinary", "resets"])
+@pytest.mark.parametrize(
+    ("p", "gates"), [(1, "ordinary"), (2, "ordinary"), (3, "ordinary"), (4, "ordinary"), (3, "resets")]
+)
 def test_float32_keeps_its_digits_at_4096_tokens(p, gates):
     y, row, (dq, dk, dv, dlog_g) = errors(inputs_of(4096, HEAD_DIM[p], gates), p=p, backend="torch")
     assert y < OUTPUT
@@ -66,8 +69,9 @@ def test_float32_keeps_its_digits_at_4096_tokens(p, gates):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("p", "chunk_size"), [(1, 300), (2, 300), (2, 100), (3, 300)])
-@pytest.mark.parametrize("gates", ["steep", "resets"])
+@pytest.mark.parametrize(
+    ("p", "chunk_size", "gates"), [(1, 300, "steep"), (2, 300, "resets"), (2, 100, "steep"), (3, 330, "resets")]
+)
 def test_long_sums_in_a_chunk(p, chunk_size, gates, backend):
     """Sums of -1500 to -3000 in a chunk, T no multiple of it, grouped heads."""
     inputs = inputs_of(330, 16, gates, heads=2)
@@ -94,9 +98,8 @@ def test_float32_keeps_its_digits_on_a_gpu(p, gates):
 @needs_triton
 def test_float16_in_a_chunk_of_many_resets():
     """A sum of -30,000: one float32 resolves 2e-3, four times what float16 does."""
-    y, row, (_, _, dv, dlog_g) = errors(
-        inputs_of(600, 16, "resets", dtype=torch.float16), p=2, chunk_size=600, backend="triton"
-    )
+    inputs = inputs_of(600, 16, "resets", dtype=torch.float16)
+    y, _, (_, _, dv, _) = errors(inputs, p=2, chunk_size=600, backend="triton")
     assert y < (1e-3 if DEVICE == "cpu" else 1e-2)
     assert dv < (1e-3 if DEVICE == "cpu" else 1e-2)
 
