@@ -146,7 +146,7 @@ def test_devices_without_float64(monkeypatch):
     assert y < OUTPUT
     assert row < ROW
     assert max(dq, dk, dv) < GRADIENT
-    assert dlog_g < 5 * GRADIENT
+    assert dlog_g < 2e-5  # summed in float32: measured 1.1e-5
 
 
 def test_second_derivatives():
