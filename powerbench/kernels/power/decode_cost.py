@@ -32,7 +32,8 @@ MAX_WINDOW = 128  # beyond, moving a window into the state would be felt in the 
 def best_window(p: int, d_tile: int, problem: Problem) -> int:
     """The power of two that moves the fewest bytes a token: 1 / C of a state written, C / 2 tokens of a window read."""
     state = tspow_dim(problem.head_dim, p, d_tile) * (problem.value_dim + 1) * _sum_size(problem)
-    best = math.sqrt(2 * state / _token_size(problem))
+    token = (problem.head_dim + problem.value_dim) * problem.itemsize  # the gate, a few per cent of it, decides nothing
+    best = math.sqrt(2 * state / token)
     windows = [1 << i for i in range(1, MAX_WINDOW.bit_length())]
     return min(windows, key=lambda window: max(window / best, best / window))
 
