@@ -37,6 +37,7 @@ from powerbench.kernels.power.triton_backward import triton_backward
 
 POINTERS = {
     torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64",
+    torch.float64: "*fp64",
 }  # fmt: skip
 
 

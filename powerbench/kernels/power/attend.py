@@ -38,11 +38,14 @@ def power(x, P: tl.constexpr):
 
 @triton.jit
 def attend_keys(
-    b_num, b_den, b_q, b_ai, a_ref, o_i, o_j, p_k, p_v, p_a, length, stride_kt, stride_vt,
+    b_num, b_den, b_q, b_ai, b_li, a_ref, l_ref, o_i, o_j, p_k, p_v, p_a, p_l, length, stride_kt, stride_vt,
     P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr, NORMALIZE: tl.constexpr,
     DIAGONAL: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr,
 ):  # fmt: skip
-    """(b_num, b_den) plus the keys o_j [BN]. Off the diagonal there is no mask, and gates count from a_ref."""
+    """(b_num, b_den) plus the keys o_j [BN]. Off the diagonal there is no mask, and gates count from a_ref.
+
+    Sums of gates are pairs (a, l), as `gates` writes them.
+    """
     p_kj = p_k + o_j.to(tl.int64)[:, None] * stride_kt + tl.arange(0, HEAD)[None, :]
     p_vj = p_v + o_j.to(tl.int64)[:, None] * stride_vt + tl.arange(0, E)[None, :]
     if DIAGONAL:
@@ -57,10 +60,12 @@ def attend_keys(
         m_ij = o_i[:, None] >= o_j[None, :]
         if GATED:  # masked before the exponential, which could overflow above the diagonal
             b_aj = tl.load(p_a + o_j, mask=m_j, other=0.0)
-            b_p *= tl.exp(tl.where(m_ij, b_ai[:, None] - b_aj[None, :], 0.0))
+            b_lj = tl.load(p_l + o_j, mask=m_j, other=0.0)
+            b_since = (b_ai[:, None] - b_aj[None, :]) + (b_li[:, None] - b_lj[None, :])
+            b_p *= tl.exp(tl.where(m_ij, b_since, 0.0))
         b_p = tl.where(m_ij, b_p, 0.0)
     elif GATED:
-        b_p *= tl.exp(a_ref - tl.load(p_a + o_j))[None, :]
+        b_p *= tl.exp((a_ref - tl.load(p_a + o_j)) + (l_ref - tl.load(p_l + o_j)))[None, :]
     if NORMALIZE:
         b_den += tl.sum(b_p, 1)
     b_p = b_p.to(OP)
@@ -108,10 +113,15 @@ def attend_kernel(
     b_num = tl.zeros([BM, E], tl.float32)
     b_den = tl.zeros([BM], tl.float32)
     p_a, a_ref, b_ai = a_ptr, 0.0, b_den
+    p_l, l_ref, b_li = a_ptr, 0.0, b_den
     if GATED:
         p_a = a_ptr + (i_bhk * n_chunks + i_n) * chunk
+        p_l = p_a + (tl.num_programs(0) // n_blocks // group).to(tl.int64) * chunk  # the low parts follow all high ones
         a_ref = tl.load(p_a + row_0)
-        b_ai = tl.load(p_a + tl.minimum(o_i, length - 1))  # [BM]
+        l_ref = tl.load(p_l + row_0)
+        o_last = tl.minimum(o_i, length - 1)
+        b_ai = tl.load(p_a + o_last)  # [BM]
+        b_li = tl.load(p_l + o_last)
 
     if STATE:
         has_state = (i_n >= first).to(tl.int32)
@@ -126,24 +136,25 @@ def attend_kernel(
             b_den = tl.sum(b_z * b_x.to(tl.float32), 1)
         b_num = contract(b_num, p_q, m_i, p_r, counts_ptr, has_state, P, HEAD, E, W, FIBRES, COLS, OP)
         if GATED:  # up to the block's first row; from there on with the keys, below
-            b_num *= tl.exp(a_ref)
-            b_den *= tl.exp(a_ref)
+            decay = tl.exp(a_ref) * (1 + l_ref)
+            b_num *= decay
+            b_den *= decay
 
     # Before the block's first row exp(a_i - a_j) is exp(a_i - a_ref) * exp(a_ref - a_j), a_ref that row's: both are at
     # most 1, and the exponentials are of vectors instead of a [BM, BN] tile.
     b_q = tl.load(p_q[:, None] + tl.arange(0, HEAD)[None, :], mask=m_i[:, None], other=0.0).to(SCORES)  # [BM, HEAD]
     for j in range(0, row_0, BN):
         b_num, b_den = attend_keys(
-            b_num, b_den, b_q, b_ai, a_ref, o_i, j + o_j, p_k, p_v, p_a, length, stride_kt, stride_vt,
+            b_num, b_den, b_q, b_ai, b_li, a_ref, l_ref, o_i, j + o_j, p_k, p_v, p_a, p_l, length, stride_kt, stride_vt,
             P, HEAD, E, GATED, NORMALIZE, False, SCORES, OP,
         )  # fmt: skip
     if GATED:
-        b_decay = tl.exp(b_ai - a_ref)
+        b_decay = tl.exp((b_ai - a_ref) + (b_li - l_ref))
         b_num *= b_decay[:, None]
         b_den *= b_decay
     for j in range(row_0, tl.minimum(row_0 + BM, length), BN):
         b_num, b_den = attend_keys(
-            b_num, b_den, b_q, b_ai, a_ref, o_i, j + o_j, p_k, p_v, p_a, length, stride_kt, stride_vt,
+            b_num, b_den, b_q, b_ai, b_li, a_ref, l_ref, o_i, j + o_j, p_k, p_v, p_a, p_l, length, stride_kt, stride_vt,
             P, HEAD, E, GATED, NORMALIZE, True, SCORES, OP,
         )  # fmt: skip
 
@@ -187,7 +198,7 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """y [B, T, H, e] in q's dtype and, if asked and normalised, the denominators float32 [B, T, H] (without scale).
 
-    q [B, T, H, d], k [B, T, Hk, d], v [B, T, Hk, e] with contiguous last dimension; a float32 [B, Hk, N, C] or None;
+    q [B, T, H, d], k [B, T, Hk, d], v [B, T, Hk, e] with contiguous last dimension; a float32 [2, B, Hk, N, C] or None;
     r [B, Hk, N - first, elements] in the layout `sizes`, the states that come into the chunks from `first` on (None
     where none does). q k^T takes operands of dtype `scores`, all other products `operand`.
     """

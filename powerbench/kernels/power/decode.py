@@ -17,6 +17,7 @@ from powerbench.kernels.power.arguments import (
 )
 from powerbench.kernels.power.choose import choose_d_tile
 from powerbench.kernels.power.feature_map import tspow_dim
+from powerbench.kernels.power.gate_sums import sum_dtype
 from powerbench.kernels.power.op import Backend, use_triton
 from powerbench.kernels.power.state import LazyState, PowerState
 from powerbench.kernels.power.state_size import normalized_by_default
@@ -139,7 +140,7 @@ def _check(state: PowerState | LazyState, q: Tensor, v: Tensor, dim: int) -> Non
     for name, shape, dtype in (
         ("k", (B, state.window, heads, q.shape[-1]), q.dtype),
         ("v", (B, state.window, heads, e), q.dtype),
-        ("a", (B, state.window, heads), state.state.z.dtype),
+        ("a", (B, state.window, heads), sum_dtype(q.device)),
         ("count", (B,), torch.int32),
     ):
         x = getattr(state, name)

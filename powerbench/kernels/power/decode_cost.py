@@ -25,13 +25,15 @@ from powerbench.problem import Case, Problem
 
 FILL_ELEMENTS = 1 << 26  # of phi that are held at once, about, when a state is made ready
 FILL_TOKENS = 4096  # of a sequence that are summed up at once then, at most
+SUMMED_GATE = 8  # bytes, in a window
 MAX_WINDOW = 128  # beyond, moving a window into the state would be felt in the step that does it
 
 
 def best_window(p: int, d_tile: int, problem: Problem) -> int:
     """The power of two that moves the fewest bytes a token: 1 / C of a state written, C / 2 tokens of a window read."""
     state = tspow_dim(problem.head_dim, p, d_tile) * (problem.value_dim + 1) * _sum_size(problem)
-    best = math.sqrt(2 * state / _token_size(problem))
+    token = (problem.head_dim + problem.value_dim) * problem.itemsize  # the gate, a few per cent of it, decides nothing
+    best = math.sqrt(2 * state / token)
     windows = [1 << i for i in range(1, MAX_WINDOW.bit_length())]
     return min(windows, key=lambda window: max(window / best, best / window))
 
@@ -52,13 +54,13 @@ def fill_tokens(case: Case) -> int:
 
 
 def _sum_size(problem: Problem) -> int:
-    """Bytes of an element of a state and of a summed gate."""
+    """Bytes of an element of a state."""
     return 8 if problem.dtype == "fp64" else 4
 
 
 def _token_size(problem: Problem) -> int:
     """Bytes of a token and key/value head in a window: k, v and the summed gate."""
-    return (problem.head_dim + problem.value_dim) * problem.itemsize + _sum_size(problem)
+    return (problem.head_dim + problem.value_dim) * problem.itemsize + SUMMED_GATE
 
 
 class _Step:

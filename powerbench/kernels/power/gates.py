@@ -1,4 +1,10 @@
-"""gates: cumulative log gates inside each chunk, the weights of its tokens in the state; and their way back."""
+"""gates: cumulative log gates inside each chunk, the weights of its tokens in the state; and their way back.
+
+Sums are float64, and go to memory as pairs of float32: in a long chunk under fast gates they reach thousands, where one
+float32 resolves 1e-4, and what a weight takes is a difference of two of them. The kernels take it as
+(high_i - high_j) + (low_i - low_j), whose error is relative to the difference. Those for Hopper, which are bfloat16,
+read `high` alone.
+"""
 
 from __future__ import annotations
 
@@ -25,33 +31,40 @@ def gates_kernel(
     p_g = g_ptr + (i_bh // heads).to(tl.int64) * stride_b + (i_bh % heads).to(tl.int64) * stride_h
     i_bh = i_bh.to(tl.int64)  # offsets times strides are int64
     base = (i_bh * n_chunks + i_n) * chunk
+    p_high = a_ptr + base
+    p_low = p_high + tl.num_programs(0).to(tl.int64) * chunk
     start = i_n * chunk
-    total = 0.0
+    total = tl.cast(0.0, tl.float64)
     for t in range(0, chunk, BLOCK):
         o_t = t + tl.arange(0, BLOCK)
         here = (o_t < chunk) & (start + o_t < seqlen)
         b_g = tl.load(p_g + (start + o_t).to(tl.int64) * stride_t, mask=here, other=0.0)
-        b_g = tl.maximum(b_g.to(tl.float32), MIN)
-        tl.store(a_ptr + base + o_t, total + tl.cumsum(b_g, 0), mask=o_t < chunk)
+        b_g = tl.maximum(b_g.to(tl.float32), MIN).to(tl.float64)
+        b_a = total + tl.cumsum(b_g, 0)
+        b_high = b_a.to(tl.float32)
+        tl.store(p_high + o_t, b_high, mask=o_t < chunk)
+        tl.store(p_low + o_t, (b_a - b_high.to(tl.float64)).to(tl.float32), mask=o_t < chunk)
         total += tl.sum(b_g, 0)
     if WEIGHTS:
         tl.debug_barrier()  # the sums are read again by other threads
         for t in range(0, chunk, BLOCK):
             o_t = t + tl.arange(0, BLOCK)
-            b_a = tl.load(a_ptr + base + o_t, mask=o_t < chunk, other=0.0)
-            tl.store(w_ptr + base + o_t, tl.exp(tl.minimum(total - b_a, 0.0)), mask=o_t < chunk)
+            b_since = total - tl.load(p_high + o_t, mask=o_t < chunk, other=0.0).to(tl.float64)
+            b_since -= tl.load(p_low + o_t, mask=o_t < chunk, other=0.0).to(tl.float64)
+            tl.store(w_ptr + base + o_t, tl.exp(tl.minimum(b_since, 0.0).to(tl.float32)), mask=o_t < chunk)
 
 
 def chunk_gates(log_g: Tensor, chunk_size: int, *, weights: bool) -> tuple[Tensor, Tensor | None]:
-    """a and w, float32 [B, Hk, N, C]: sums of log_g [B, T, Hk] from each chunk's start, and exp(A - a) if asked.
+    """Sums a of log_g [B, T, Hk] from each chunk's start, and exp(A - a) if asked, A the sum over the whole chunk.
 
-    A is the sum over the whole chunk. Gates below LOG_GATE_MIN count as LOG_GATE_MIN; past the end of the sequence they
+    a is float32 [2, B, Hk, N, C], pairs whose sum it is: rounded to float32, and the rest. The other is float32
+    [B, Hk, N, C]. Gates below LOG_GATE_MIN count as LOG_GATE_MIN; past the end of the sequence they
     are 0.
     """
     B, T, Hk = log_g.shape
     C, N = chunks(T, chunk_size)
-    a = torch.empty(B, Hk, N, C, dtype=torch.float32, device=log_g.device)
-    w = torch.empty_like(a) if weights else None
+    a = torch.empty(2, B, Hk, N, C, dtype=torch.float32, device=log_g.device)
+    w = torch.empty(B, Hk, N, C, dtype=torch.float32, device=log_g.device) if weights else None
     gates_kernel[(B * Hk * N,)](
         log_g, a, w, T, C, N, *log_g.stride(),
         heads=Hk, WEIGHTS=weights, MIN=LOG_GATE_MIN, BLOCK=BLOCK, num_warps=4,
@@ -72,16 +85,16 @@ def gate_gradient_kernel(
     i_b = (i_bh // heads).to(tl.int64)  # offsets times strides are int64
     i_h = (i_bh % heads).to(tl.int64)
     i_bh = i_bh.to(tl.int64)
-    later = 0.0
+    later = tl.cast(0.0, tl.float64)
     if LAST:
         if i_n == n_chunks - 1:
-            later += tl.load(last_ptr + i_bh)
+            later += tl.load(last_ptr + i_bh).to(tl.float64)
     if FLUX:
         if i_n < n_chunks - 1:
             p_flux = flux_ptr + (i_bh * n_chunks + i_n + 1) * n_flux
             for f in range(0, n_flux, BLOCK):
                 o_f = f + tl.arange(0, BLOCK)
-                later += tl.sum(tl.load(p_flux + o_f, mask=o_f < n_flux, other=0.0), 0)
+                later += tl.sum(tl.load(p_flux + o_f, mask=o_f < n_flux, other=0.0).to(tl.float64), 0)
     start = i_n * chunk
     length = tl.minimum(chunk, seqlen - start)
     n_blocks = tl.cdiv(length, BLOCK)
@@ -89,9 +102,9 @@ def gate_gradient_kernel(
         o_t = (n_blocks - 1 - block) * BLOCK + tl.arange(0, BLOCK)
         m_t = o_t < length
         o_row = (i_b * seqlen + start + o_t) * heads + i_h  # int64 [BLOCK]
-        b_x = -tl.load(kdk_ptr + o_row, mask=m_t, other=0.0)
+        b_x = -tl.load(kdk_ptr + o_row, mask=m_t, other=0.0).to(tl.float64)
         for i_g in range(0, group):
-            b_x += tl.load(qdq_ptr + o_row * group + i_g, mask=m_t, other=0.0)
+            b_x += tl.load(qdq_ptr + o_row * group + i_g, mask=m_t, other=0.0).to(tl.float64)
         b_x /= P
         b_dg = tl.cumsum(b_x, 0, reverse=True) + later
         later += tl.sum(b_x, 0)
@@ -108,7 +121,8 @@ def gate_gradient(
     With G the sum of log_g from the start of the sequence, dG = (q . dq over the query heads of a group - k . dk) / p,
     because every weight is exp(G_i - G_j) <q_i, k_j>^p. Sums end with the chunk: what lies behind it is how the loss
     depends on the scale of the state that leaves the chunk, an inner product that `scan` takes. Summed token by token
-    it would be the small difference of large sums, with an error that grows with the length of the context.
+    it would be the small difference of large sums, with an error that grows with the length of the context. Summed in
+    float64.
 
     qdq float32 [B, T, H], kdk float32 [B, T, Hk]; flux float32 [B, Hk, N, blocks] from `scan`, None with one chunk;
     last float32 [B, Hk] or None: the same inner product for the final state. log_g [B, T, Hk], any strides; gates below

@@ -28,14 +28,14 @@ from powerbench.kernels.power.tiling import brick, chunks, key_value_gradient_ti
 
 @triton.jit
 def gradient_of_keys(
-    b_dk, b_dv, b_kdk, b_k, b_v, b_aj, a_ref, o_i, o_j, i_g, p_q, p_dy, p_den, p_delta, p_a, scale_p, length,
-    stride_qt, stride_qh, stride_dyt, stride_dyh,
+    b_dk, b_dv, b_kdk, b_k, b_v, b_aj, b_lj, a_ref, l_ref, o_i, o_j, i_g, p_q, p_dy, p_den, p_delta, p_a, p_l,
+    scale_p, length, stride_qt, stride_qh, stride_dyt, stride_dyh,
     heads, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr,
     NORMALIZE: tl.constexpr, DIAGONAL: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr,
 ):  # fmt: skip
     """(b_dk, b_dv, b_kdk), dk and k . dk without their p, plus the queries o_i [BM] of head i_g.
 
-    Off the diagonal gates count to a_ref.
+    Off the diagonal gates count to a_ref. Sums of gates are pairs (a, l), as `gates` writes them.
     """
     m_i = o_i < length
     p_qi = p_q + i_g.to(tl.int64) * stride_qh + o_i.to(tl.int64)[:, None] * stride_qt + tl.arange(0, HEAD)[None, :]
@@ -55,10 +55,12 @@ def gradient_of_keys(
     b_f = power(b_s, P - 1)
     if GATED:
         b_ai = tl.load(p_a + tl.minimum(o_i, length - 1))
+        b_li = tl.load(p_l + tl.minimum(o_i, length - 1))
         if DIAGONAL:  # masked before the exponential, which could overflow above the diagonal
-            b_f *= tl.exp(tl.where(o_j[:, None] <= o_i[None, :], b_ai[None, :] - b_aj[:, None], 0.0))
+            b_since = (b_ai[None, :] - b_aj[:, None]) + (b_li[None, :] - b_lj[:, None])
+            b_f *= tl.exp(tl.where(o_j[:, None] <= o_i[None, :], b_since, 0.0))
         else:
-            b_w *= tl.exp(b_ai - a_ref)
+            b_w *= tl.exp((b_ai - a_ref) + (b_li - l_ref))
     b_f *= b_w[None, :]
     if DIAGONAL:
         b_f = tl.where(o_j[:, None] <= o_i[None, :], b_f, 0.0)
@@ -119,10 +121,14 @@ def key_value_gradient_kernel(
     b_dv = tl.zeros([BN, E], tl.float32)
     b_kdk = tl.zeros([BN], tl.float32)
     p_a, a_ref, b_aj = a_ptr, 0.0, tl.zeros([BN], tl.float32)
+    p_l, l_ref, b_lj = a_ptr, 0.0, b_aj
     if GATED:
         p_a = a_ptr + (i_bh * n_chunks + i_n) * chunk
+        p_l = p_a + (tl.num_programs(0) // n_blocks).to(tl.int64) * chunk  # the low parts follow all high ones
         a_ref = tl.load(p_a + tl.minimum(row_0 + BN, length) - 1)
+        l_ref = tl.load(p_l + tl.minimum(row_0 + BN, length) - 1)
         b_aj = tl.load(p_a + tl.minimum(o_j, length - 1))  # [BN]
+        b_lj = tl.load(p_l + tl.minimum(o_j, length - 1))
 
     if STATE:
         has_state = (i_n < n_future).to(tl.int32)
@@ -138,7 +144,7 @@ def key_value_gradient_kernel(
                 )  # fmt: skip
         b_dk = contract_gradient(b_dk, p_k, m_j, b_v, p_e, n_prefixes, has_state, P, HEAD, E, W, OP)
         if GATED:  # from the block's last row on; up to there with the queries, below
-            decay = tl.exp(tl.load(p_a + chunk - 1) - a_ref)
+            decay = tl.exp((tl.load(p_a + chunk - 1) - a_ref) + (tl.load(p_l + chunk - 1) - l_ref))
             b_dk *= decay
             b_dv *= decay
             b_x = tl.load(p_k[:, None] + o_d[None, :], mask=m_j[:, None], other=0.0)
@@ -152,20 +158,22 @@ def key_value_gradient_kernel(
     n_after = tl.cdiv(tl.maximum(length - after, 0), BM)
     for step in range(0, n_after * GROUP):
         b_dk, b_dv, b_kdk = gradient_of_keys(
-            b_dk, b_dv, b_kdk, b_k, b_v, b_aj, a_ref, after + step // GROUP * BM + o_i, o_j, step % GROUP,
-            p_q, p_dy, p_den, p_delta, p_a, scale_p, length, stride_qt, stride_qh, stride_dyt, stride_dyh,
+            b_dk, b_dv, b_kdk, b_k, b_v, b_aj, b_lj, a_ref, l_ref,
+            after + step // GROUP * BM + o_i, o_j, step % GROUP,
+            p_q, p_dy, p_den, p_delta, p_a, p_l, scale_p, length, stride_qt, stride_qh, stride_dyt, stride_dyh,
             kv_heads * GROUP, P, HEAD, E, GATED, NORMALIZE, False, SCORES, OP,
         )  # fmt: skip
     if GATED:
-        b_decay = tl.exp(a_ref - b_aj)
+        b_decay = tl.exp((a_ref - b_aj) + (l_ref - b_lj))
         b_dk *= b_decay[:, None]
         b_dv *= b_decay[:, None]
         b_kdk *= b_decay
     n_here = tl.cdiv(tl.minimum(length - row_0, BN), BM)
     for step in range(0, n_here * GROUP):
         b_dk, b_dv, b_kdk = gradient_of_keys(
-            b_dk, b_dv, b_kdk, b_k, b_v, b_aj, a_ref, row_0 + step // GROUP * BM + o_i, o_j, step % GROUP,
-            p_q, p_dy, p_den, p_delta, p_a, scale_p, length, stride_qt, stride_qh, stride_dyt, stride_dyh,
+            b_dk, b_dv, b_kdk, b_k, b_v, b_aj, b_lj, a_ref, l_ref,
+            row_0 + step // GROUP * BM + o_i, o_j, step % GROUP,
+            p_q, p_dy, p_den, p_delta, p_a, p_l, scale_p, length, stride_qt, stride_qh, stride_dyt, stride_dyh,
             kv_heads * GROUP, P, HEAD, E, GATED, NORMALIZE, True, SCORES, OP,
         )  # fmt: skip
 
@@ -199,7 +207,7 @@ def key_value_gradient(
     """dk [B, T, Hk, d], dv [B, T, Hk, e] in k's dtype and, with gates, k . dk float32 [B, T, Hk] before dk is rounded.
 
     dy [B, T, H, e], q [B, T, H, d], k [B, T, Hk, d], v [B, T, Hk, e] in one dtype, last dimension contiguous; den and
-    delta float32 [B, T, H] if `normalize`; a float32 [B, Hk, N, C] or None; dr [B, Hk, n, elements] in the layout
+    delta float32 [B, T, H] if `normalize`; a float32 [2, B, Hk, N, C] or None; dr [B, Hk, n, elements] in the layout
     `sizes`, the gradients of the states that leave the chunks 0 .. n - 1 (None where none has one), n = N - 1 or N.
     """
     B, T, H, d = q.shape

@@ -93,13 +93,19 @@ def power_attention(
     kernels and copies small tables to the device.
 
     Accuracy of the torch backend: relative error (Frobenius norm) against float64, standard normal inputs, T = 4096,
-    p = 1 to 4, at most 3.6e-3 for bfloat16, 2.1e-4 for float16 (the rounding of y), 3.1e-7 for float32. States are
-    summed in float32; for bfloat16 what a chunk adds to the state, and the state as queries read it, are rounded to
-    bfloat16: without a state the error is 2.3e-3 to 3.2e-3.
+    p = 1 to 4, at most 3.6e-3 for bfloat16, 2.1e-4 for float16 (the rounding of y), 4e-7 for float32. In float32 that
+    is measured at d = 64, 64, 16 and 32, 16, chunks left open, under slow gates, log_g = logsigmoid(randn) (worst row
+    2.6e-6), and slow gates with resets of -20 or -inf at a tenth of the tokens; dv 5e-7, dlog_g 1.1e-6. Gates are
+    summed in float64, so that the error does not grow with the sum. Where a normalised row sees little but its own
+    value, as after a reset, its dq and dk are differences of nearly equal numbers: 6e-6. States are summed in float32;
+    for bfloat16 what a chunk adds to the state, and the state as queries read it, are rounded to bfloat16: without a
+    state the error is 2.3e-3 to 3.2e-3.
 
     Accuracy of the Triton backend, on an H200, against float64: in bfloat16 y 2.2e-3 to 2.8e-3 over p = 1 to 4, dq, dk
     and dv 2.5e-3 to 5.6e-3, dlog_g 4e-3 to 1.4e-2 with slow gates and chunks up to 4096; in float32 about 1e-7 to 1e-6.
-    dlog_g sums over the rest of the chunk differences of terms that the Hopper kernels round apart, so that its error
+    Gates are summed in float64; the Hopper kernels (bfloat16) read the sums in float32, whose rounding is that of a
+    weight: 2e-3 where a chunk's gates sum to -50,000, 0.1 at -3,000,000 (30,000 resets of -inf in one chunk). dlog_g
+    sums over the rest of the chunk differences of terms that the Hopper kernels round apart, so that its error
     grows with the chunk: at p = 2, d = 128 8e-3 in a chunk of 1k, 1.5e-2 in 8k, 2.0e-2 in 16k, 2.9e-2 in 23k; at p = 3,
     d = 64 3.4e-2 in 64k. States between the launches are bfloat16 for bfloat16 and float16 inputs, those that go out to
     the caller float32.

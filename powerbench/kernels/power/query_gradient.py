@@ -29,7 +29,8 @@ from powerbench.kernels.power.tiling import brick, chunks, query_gradient_tiles,
 
 @triton.jit
 def gradient_of_queries(
-    b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, a_ref, o_i, o_j, p_k, p_v, p_a, length, stride_kt, stride_vt,
+    b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, b_li, a_ref, l_ref, o_i, o_j, p_k, p_v, p_a, p_l, length,
+    stride_kt, stride_vt,
     P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr, NORMALIZE: tl.constexpr,
     DIAGONAL: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr,
 ):  # fmt: skip
@@ -53,10 +54,12 @@ def gradient_of_queries(
         m_ij = o_i[:, None] >= o_j[None, :]
         if GATED:  # masked before the exponential, which could overflow above the diagonal
             b_aj = tl.load(p_a + o_j, mask=m_j, other=0.0)
-            b_ds *= tl.exp(tl.where(m_ij, b_ai[:, None] - b_aj[None, :], 0.0))
+            b_lj = tl.load(p_l + o_j, mask=m_j, other=0.0)
+            b_since = (b_ai[:, None] - b_aj[None, :]) + (b_li[:, None] - b_lj[None, :])
+            b_ds *= tl.exp(tl.where(m_ij, b_since, 0.0))
         b_ds = tl.where(m_ij, b_ds, 0.0)
     elif GATED:
-        b_ds *= tl.exp(a_ref - tl.load(p_a + o_j))[None, :]
+        b_ds *= tl.exp((a_ref - tl.load(p_a + o_j)) + (l_ref - tl.load(p_l + o_j)))[None, :]
     if GATED:
         b_qdq += tl.sum(b_ds * b_s, 1)
     return tl.dot(b_ds.to(OP), b_k.to(OP), b_dq, input_precision="ieee"), b_qdq
@@ -114,14 +117,19 @@ def query_gradient_kernel(
         tl.store(delta_ptr + o_row, b_delta, mask=m_i)
         b_r = 1 / tl.load(den_ptr + o_row, mask=m_i, other=1.0)
     p_a, a_ref, b_ai = a_ptr, 0.0, tl.zeros([BM], tl.float32)
+    p_l, l_ref, b_li = a_ptr, 0.0, b_ai
     if GATED:
         p_a = a_ptr + (i_bhk * n_chunks + i_n) * chunk
+        p_l = p_a + (tl.num_programs(0) // n_blocks // group).to(tl.int64) * chunk  # as in attend
         a_ref = tl.load(p_a + row_0)
-        b_ai = tl.load(p_a + tl.minimum(o_i, length - 1))  # [BM]
+        l_ref = tl.load(p_l + row_0)
+        o_last = tl.minimum(o_i, length - 1)
+        b_ai = tl.load(p_a + o_last)  # [BM]
+        b_li = tl.load(p_l + o_last)
     if WEIGHTS:
         b_w = tl.where(m_i, b_r, 0.0)
         if GATED:
-            b_w *= tl.exp(b_ai)
+            b_w *= tl.exp(b_ai) * (1 + b_li)
         tl.store(w_ptr + o_w, b_w, mask=o_i < chunk)
         tl.store(zw_ptr + o_w, -b_delta * b_w, mask=o_i < chunk)
 
@@ -137,7 +145,7 @@ def query_gradient_kernel(
             b_dq *= -b_delta[:, None]
         b_dq = contract_gradient(b_dq, p_q, m_i, b_dy, p_r, n_prefixes, has_state, P, HEAD, E, W, OP)
         if GATED:  # up to the block's first row; from there on with the keys, below
-            b_dq *= tl.exp(a_ref)
+            b_dq *= tl.exp(a_ref) * (1 + l_ref)
             b_x = tl.load(p_q[:, None] + o_d[None, :], mask=m_i[:, None], other=0.0)
             b_qdq = tl.sum(b_dq * b_x.to(tl.float32), 1)
 
@@ -146,16 +154,18 @@ def query_gradient_kernel(
     b_dy = b_dy.to(SCORES)
     for j in range(0, row_0, BN):
         b_dq, b_qdq = gradient_of_queries(
-            b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, a_ref, o_i, j + o_j, p_k, p_v, p_a, length, stride_kt, stride_vt,
+            b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, b_li, a_ref, l_ref, o_i, j + o_j, p_k, p_v, p_a, p_l, length,
+            stride_kt, stride_vt,
             P, HEAD, E, GATED, NORMALIZE, False, SCORES, OP,
         )  # fmt: skip
     if GATED:
-        b_decay = tl.exp(b_ai - a_ref)
+        b_decay = tl.exp((b_ai - a_ref) + (b_li - l_ref))
         b_dq *= b_decay[:, None]
         b_qdq *= b_decay
     for j in range(row_0, tl.minimum(row_0 + BM, length), BN):
         b_dq, b_qdq = gradient_of_queries(
-            b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, a_ref, o_i, j + o_j, p_k, p_v, p_a, length, stride_kt, stride_vt,
+            b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, b_li, a_ref, l_ref, o_i, j + o_j, p_k, p_v, p_a, p_l, length,
+            stride_kt, stride_vt,
             P, HEAD, E, GATED, NORMALIZE, True, SCORES, OP,
         )  # fmt: skip
     b_dq *= (P * b_r)[:, None]
@@ -198,7 +208,7 @@ def query_gradient(
     """dq, and what the later launches read of the queries.
 
     dy and y [B, T, H, e], q [B, T, H, d], k [B, T, Hk, d], v [B, T, Hk, e] in one dtype, last dimension contiguous; den
-    float32 [B, T, H] if `normalize`; a float32 [B, Hk, N, C] or None; r [B, Hk, N - first, elements] in the layout
+    float32 [B, T, H] if `normalize`; a float32 [2, B, Hk, N, C] or None; r [B, Hk, N - first, elements] in the layout
     `sizes` or None, as in `attend`. w and z_w are written if `weights`; past the end of the sequence they are 0.
     """
     B, T, H, d = q.shape

@@ -42,6 +42,7 @@ def scan_kernel(
     p_r = r_ptr + i_r * size + o if INCOMING else p_s
     # the gates of a whole chunk stand at its last position
     p_a = a_ptr + (i_a + 1) * chunk - 1 if GATED else p_s
+    p_l = p_a + (tl.num_programs(0) // n_blocks).to(tl.int64) * n_chunks * chunk  # the low parts follow all high ones
     if REVERSE:
         chunk = -chunk
 
@@ -59,7 +60,7 @@ def scan_kernel(
     for i_n in tl.range(0, n_chunks - 1, num_stages=STAGES):
         b_s = tl.load(p_s, mask=m, other=0.0).to(tl.float32)
         if GATED:
-            b_r *= tl.exp(tl.load(p_a + i_n * chunk))
+            b_r *= tl.exp(tl.load(p_a + i_n * chunk)) * (1 + tl.load(p_l + i_n * chunk))
         b_r += b_s
         if INCOMING:
             tl.store(p_r, b_r.to(r_ptr.dtype.element_ty), mask=m)
@@ -71,7 +72,7 @@ def scan_kernel(
         p_s += step
     if FINAL:
         if GATED:
-            b_r *= tl.exp(tl.load(p_a + (n_chunks - 1) * chunk))
+            b_r *= tl.exp(tl.load(p_a + (n_chunks - 1) * chunk)) * (1 + tl.load(p_l + (n_chunks - 1) * chunk))
         b_r += tl.load(p_s, mask=m, other=0.0).to(tl.float32)
         tl.store(final_ptr + i_bh * size + o, b_r, mask=m)
 
@@ -90,11 +91,12 @@ def scan(
     """(R, final state, inner products) from what each chunk adds.
 
     s [B, Hk, m, elements], any floating dtype, m = n_chunks with `final` and n_chunks - 1 without it (None when that is
-    0); a float32 [B, Hk, n_chunks, C] or None; initial float32 [B, Hk, elements] or None (zero). R is the state before
-    each chunk in dtype `incoming`: [B, Hk, n, elements], n = n_chunks with an initial state, else n_chunks - 1, because
-    nothing comes into chunk 0. With `incoming` None there is no R. The final state, if asked, is float32
-    [B, Hk, elements]. Sums are float32 throughout. `reverse` walks from the last chunk to the first; all arrays stay in
-    the order of the chunks (those of m or n < n_chunks states lack the ends that the walk does not need).
+    0); a float32 [2, B, Hk, n_chunks, C] or None, as `gates` writes it; initial float32 [B, Hk, elements] or None
+    (zero). R is the state before each chunk in dtype `incoming`: [B, Hk, n, elements], n = n_chunks with an initial
+    state, else n_chunks - 1, because nothing comes into chunk 0. With `incoming` None there is no R. The final state,
+    if asked, is float32 [B, Hk, elements]. Sums are float32 throughout. `reverse` walks from the last chunk to the
+    first; all arrays stay in the order of the chunks (those of m or n < n_chunks states lack the ends that the walk
+    does not need).
 
     `against` (reverse only): the forward call's R [B, Hk, n, elements or more] and weights [elements]. Then the third
     result is float32 [B, Hk, n_chunks, blocks], whose sums over blocks are sum(weights E_{n-1} R_n) for n of at least

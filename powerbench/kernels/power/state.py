@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from powerbench.kernels.power.gate_sums import sum_dtype
+
 
 class PowerState(NamedTuple):
     """Sums over the past, decayed by the gates to the end of the sequence: the summary a later call continues from.
@@ -30,7 +32,7 @@ class LazyState(NamedTuple):
 
         state   the sums over all tokens before the window, decayed to the last of them
         k       [B, window, Hk, d], v [B, window, Hk, e]: the newest tokens, in the dtype of the model
-        a       [B, window, Hk] float32 (float64 for float64): their log gates, summed from the window's start
+        a       [B, window, Hk] float64 (float32 on devices without it): their log gates, summed from the window's start
         count   int32 [B]: how many slots are taken; each sequence may have its own number
 
     Slots from `count` on hold nothing. `power_attention_step` adds tokens, and where a sequence's window is full moves
@@ -56,7 +58,7 @@ class LazyState(NamedTuple):
             state,
             state.s.new_zeros(B, window, heads, head_dim, dtype=dtype),
             state.s.new_zeros(B, window, heads, e, dtype=dtype),
-            state.z.new_zeros(B, window, heads),
+            state.z.new_zeros(B, window, heads, dtype=sum_dtype(state.z.device)),
             torch.zeros(B, dtype=torch.int32, device=state.s.device),
         )
 

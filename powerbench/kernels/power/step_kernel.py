@@ -90,14 +90,14 @@ def step_kernel(
             stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh, heads, HEAD, E, GATED, LAZY,
         )  # fmt: skip
         b_g, a_0 = gates(p_g, p_wa, count, stride_gt, heads, T, TP, GATED, LAZY, MIN)
-        a_t = a_0 + tl.sum(tl.where(o_t <= t, b_g, 0.0), 0)
+        a_t = a_0 + tl.sum(tl.where(o_t <= t, b_g, 0.0).to(tl.float64), 0)
         p_query = p_q + t * stride_qt + i_part % GROUP * stride_qh
         b_own, den = attend_tokens(
             p_query, p_k, p_v, b_g, t, p_wk, p_wv, p_wa, count, a_t,
             stride_kt, stride_vt, heads * HEAD, heads * E, heads, TP, P, HEAD, E, LAZY, BT, STAGES,
         )  # fmt: skip
         tl.store(num_ptr + (i_sum + i_part) * E + o_e, b_own)
-        tl.store(since_ptr + i_bh * M + i_part, tl.exp(a_t))
+        tl.store(since_ptr + i_bh * M + i_part, tl.exp(a_t.to(tl.float32)))
         if NORMALIZE:
             tl.store(den_ptr + i_sum + i_part, den)
         if LAZY:
@@ -167,7 +167,7 @@ def step_kernel(
                     stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh, heads, HEAD, E, GATED, LAZY,
                 )  # fmt: skip
                 b_g, a_0 = gates(p_g, p_wa, count, stride_gt, heads, T, TP, GATED, LAZY, MIN)
-                decay = tl.exp(a_0 + tl.sum(b_g, 0))
+                decay = tl.exp((a_0 + tl.sum(b_g, 0)).to(tl.float32))
                 for i in tl.range(first, last, PIECE, num_stages=1):
                     o_row = i + tl.arange(0, PIECE)
                     m_row = tl.arange(0, PIECE) < dim - i

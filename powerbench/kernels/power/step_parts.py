@@ -115,7 +115,7 @@ def gates(
     p_g, p_wa, count, stride_gt, stride_wa,
     T: tl.constexpr, TP: tl.constexpr, GATED: tl.constexpr, LAZY: tl.constexpr, MIN: tl.constexpr,
 ):  # fmt: skip
-    """Log gates of the new tokens, float32 [TP], and those of the window summed up."""
+    """Log gates of the new tokens, float32 [TP], and the sum of those of the window, float64 where there is one."""
     o_t = tl.arange(0, TP)
     b_g = tl.zeros([TP], tl.float32)
     a_0 = 0.0
@@ -175,7 +175,7 @@ def sum_tokens(
         p_x = tl.where(o_new < 0, p_wk + o_j * stride_wk, p_k + o_new * stride_kt)
         p_y = tl.where(o_new < 0, p_wv + o_j * stride_wv, p_v + o_new * stride_vt)
         b_a = tl.load(p_wa + o_j * stride_wa, mask=o_new < 0, other=0.0)
-        b_since = tl.where(o_new < 0, a_0 - b_a, 0.0)
+        b_since = tl.where(o_new < 0, a_0 - b_a, 0.0).to(tl.float32)
         b_since += tl.sum(tl.where(o_t[None, :] > o_new[:, None], b_g[None, :], 0.0), 1)
         # rows are the last dimension: those of neighbours pick neighbouring coordinates
         b_phi = features_of_many(p_x, m_j, b_rows, P) * tl.where(m_j, tl.exp(b_since), 0.0)[:, None]  # [BT, PIECE]
@@ -227,8 +227,8 @@ def attend_tokens(
             b_k = tl.load(p_wk + o_j[:, None] * stride_wk + o_d[None, :], mask=m_j[:, None], other=0.0)
             b_v = tl.load(p_wv + o_j[:, None] * stride_wv + o_e[None, :], mask=m_j[:, None], other=0.0)
             b_a = tl.load(p_wa + o_j * stride_wa, mask=m_j, other=0.0)
-            b_w = power(tl.sum(b_k.to(tl.float32) * b_q[None, :], 1), P) * tl.exp(tl.where(m_j, a_t - b_a, 0.0))
-            b_w = tl.where(m_j, b_w, 0.0)
+            b_decay = tl.exp(tl.where(m_j, a_t - b_a, 0.0).to(tl.float32))
+            b_w = tl.where(m_j, power(tl.sum(b_k.to(tl.float32) * b_q[None, :], 1), P) * b_decay, 0.0)
             b_num += tl.sum(b_w[:, None] * b_v.to(tl.float32), 0)
             den += tl.sum(b_w, 0)
     return b_num, den

@@ -13,13 +13,13 @@ the state is wanted, v carries a column of ones, so that one product gives numer
 the columns of one matrix [B, Hk, D, e + 1].
 
 Precision: bfloat16 inputs are multiplied in bfloat16 (phi, the values, each chunk's addition to the state), except the
-scores q k^T, which p-th powers would amplify, in float32; gates, weights, sums over chunks and the division are in
-float32. float16 has too little range for products of p factors and is computed in float32; float64 stays float64.
+scores q k^T, which p-th powers would amplify, in float32; weights, sums over chunks and the division are in float32,
+sums of gates in float64 (`gate_sums`). float16 has too little range for products of p factors and is computed in
+float32; float64 stays float64.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from powerbench.kernels.power.dynamo import constant_result
 from powerbench.kernels.power.feature_map import feature_map, tspow_dim
+from powerbench.kernels.power.gate_sums import GateSums, gate_sums
 from powerbench.kernels.power.state import PowerState
 
 # Queries of one block of the attention inside a chunk: they meet the keys from the chunk's start to the block's end.
@@ -67,7 +68,7 @@ def torch_forward(
         if state is not None:
             past = run(_read_state, chunk.q, state, p=p, d_tile=d_tile)
             # decayed here, outside the checkpoint: inside, its gradient would need the product computed again
-            out = out + (past if chunk.a is None else past * chunk.a.exp()[:, :, None, :, None])
+            out = out + (past if chunk.a is None else past * chunk.a.decay(out.dtype)[:, :, None, :, None])
         tokens_left -= chunk.k.shape[-2]
         if tokens_left or return_state:
             state = run(_update_state, chunk.k, chunk.v, chunk.a, state, p=p, d_tile=d_tile)
@@ -92,7 +93,7 @@ class _Chunk(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
-    a: Tensor | None
+    a: GateSums | None
 
 
 def _chunks(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, *, chunk_size: int, ones: bool) -> Iterator[_Chunk]:
@@ -103,17 +104,16 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, *, chunk_size
     keys = k.transpose(1, 2).split(chunk_size, dim=-2)
     values = v.transpose(1, 2).split(chunk_size, dim=-2)
     gates = [None] * len(keys) if log_g is None else log_g.transpose(1, 2).split(chunk_size, dim=-1)
-    zero = math.log(torch.finfo(wide).tiny)  # as good as -inf to exp, and differences stay numbers
     for queries_n, keys_n, values_n, gates_n in zip(queries, keys, values, gates, strict=True):
         v_n = values_n.to(dtype)
-        a = None if gates_n is None else gates_n.to(wide).clamp(min=zero).cumsum(-1)
+        a = None if gates_n is None else gate_sums(gates_n, wide)
         yield _Chunk(queries_n.to(dtype), keys_n.to(dtype), pad(v_n, (0, 1), value=1.0) if ones else v_n, a)
 
 
 def _block(chunk: _Chunk, first: int) -> _Chunk:
     """The block of queries that starts at `first`, with the keys it may see."""
     end = min(first + ATTENTION_BLOCK, chunk.k.shape[-2])
-    a = None if chunk.a is None else chunk.a[..., :end]
+    a = None if chunk.a is None else chunk.a.at(..., slice(end))
     return _Chunk(chunk.q[..., first:end, :], chunk.k[..., :end, :], chunk.v[..., :end, :], a)
 
 
@@ -141,7 +141,7 @@ def expand(x: Tensor, p: int, d_tile: int) -> Tensor:
     return phi
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, a: Tensor | None, *, p: int) -> Tensor:
+def _attention(q: Tensor, k: Tensor, v: Tensor, a: GateSums | None, *, p: int) -> Tensor:
     """Causal attention of q [B, Hk, G, c, d] to k [B, Hk, n, d], v [B, Hk, n, e]; the queries are the last c of n.
 
     a [B, Hk, n]: cumulated log gates. Returns [B, Hk, G, c, e] in float32 (float64 for float64).
@@ -156,7 +156,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, a: Tensor | None, *, p: int) -> 
         weights = weights.tril()
     else:
         future = torch.ones(c, c, dtype=torch.bool, device=q.device).triu(1)
-        between = a[:, :, start:, None] - a[:, :, None, start:]
+        here = slice(start, None)
+        between = a.at(..., here, None).since(a.at(..., None, here), weights.dtype)
         # masked before the exponential, which would overflow for keys after the query
         weights = weights * between.masked_fill(future, -torch.inf).exp()[:, :, None]
     out = _sum_values(weights, v[:, :, start:])
@@ -164,10 +165,11 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, a: Tensor | None, *, p: int) -> 
         return out
     values = v[:, :, :start]
     if a is not None:
-        values = (values * (a[:, :, start, None] - a[:, :, :start]).exp()[..., None]).to(v.dtype)
+        first = a.at(..., slice(start, start + 1))
+        values = (values * first.since(a.at(..., slice(start)), out.dtype).exp()[..., None]).to(v.dtype)
     earlier = _sum_values(_weights(q, k[:, :, :start], p), values)
     return out + (
-        earlier if a is None else earlier * (a[:, :, start:] - a[:, :, start, None]).exp()[:, :, None, :, None]
+        earlier if a is None else earlier * a.at(..., here).since(first, out.dtype).exp()[:, :, None, :, None]
     )
 
 
@@ -192,13 +194,14 @@ def _read_state(q: Tensor, state: Tensor, *, p: int, d_tile: int) -> Tensor:
     return past.unflatten(2, q.shape[2:4]).to(state.dtype)
 
 
-def _update_state(k: Tensor, v: Tensor, a: Tensor | None, state: Tensor | None, *, p: int, d_tile: int) -> Tensor:
+def _update_state(k: Tensor, v: Tensor, a: GateSums | None, state: Tensor | None, *, p: int, d_tile: int) -> Tensor:
     """The state after a chunk: exp(a_C) state + sum_i exp(a_C - a_i) phi(k_i) v_i^T, [B, Hk, D, e]."""
+    wide = torch.promote_types(k.dtype, torch.float32)
     if a is not None:
-        end = a[:, :, -1:]
-        v = (v * (end - a).exp()[..., None]).to(v.dtype)
-        state = None if state is None else state * end.exp()[..., None]
-    added = (expand(k.mT.contiguous(), p, d_tile) @ v).to(torch.promote_types(k.dtype, torch.float32))
+        end = a.at(..., slice(-1, None))
+        v = (v * end.since(a, wide).exp()[..., None]).to(v.dtype)
+        state = None if state is None else state * end.decay(wide)[..., None]
+    added = (expand(k.mT.contiguous(), p, d_tile) @ v).to(wide)
     return added if state is None else state + added
 
 
@@ -226,10 +229,10 @@ def _matrix(state: PowerState, ones: bool) -> Tensor:
     return torch.cat([state.s, state.z[..., None]], dim=-1) if ones else state.s
 
 
-def _called(phase: Callable[..., Tensor], *args: Tensor | None, **sizes: int) -> Tensor:
+def _called(phase: Callable[..., Tensor], *args: Tensor | GateSums | None, **sizes: int) -> Tensor:
     return phase(*args, **sizes)
 
 
-def _checkpointed(phase: Callable[..., Tensor], *args: Tensor | None, **sizes: int) -> Tensor:
+def _checkpointed(phase: Callable[..., Tensor], *args: Tensor | GateSums | None, **sizes: int) -> Tensor:
     """Runs a phase and keeps only its inputs and output for the backward pass. There is no randomness to restore."""
     return checkpoint(phase, *args, **sizes, use_reentrant=False, preserve_rng_state=False)

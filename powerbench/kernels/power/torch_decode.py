@@ -8,7 +8,8 @@ the log gates summed from the window's start,
     S <- exp(a_n) S + sum_j exp(a_n - a_j) phi(k_j) v_j^T      over the tokens 1 .. n of the window
 
 Inside, batch and key/value heads lead: q [B, Hk, G, T, d], k [B, Hk, N, d] with N = window + T slots. All is in float32
-(float64 for float64), except that a state kept in bfloat16 meets phi in bfloat16.
+(float64 for float64), except that gates are summed in float64 (`gate_sums.sum_dtype`), and that a state kept in
+bfloat16 meets phi in bfloat16.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from powerbench.kernels.power.gate_sums import clamped, sum_dtype
 from powerbench.kernels.power.state import LazyState, PowerState
 from powerbench.kernels.power.torch_backend import expand, multiplicity, power
 
@@ -95,7 +97,7 @@ class _Slots(NamedTuple):
 
     k: Tensor  # [B, Hk, N, d]
     v: Tensor  # [B, Hk, N, e]
-    a: Tensor  # [B, Hk, N]
+    a: Tensor  # [B, Hk, N] in `sum_dtype`
     end: Tensor  # [B, Hk]: a of the last token
     taken: Tensor  # bool [B, 1, N]
 
@@ -111,12 +113,12 @@ class _Slots(NamedTuple):
 
 def _window(lazy: LazyState) -> _Slots:
     """The slots of the window alone."""
-    dtype = lazy.a.dtype
+    dtype = lazy.state.z.dtype
     taken = torch.arange(lazy.window, device=lazy.k.device) < lazy.count[:, None]
     last = (lazy.count - 1).clamp(min=0).long()[:, None, None].expand(-1, 1, lazy.a.shape[2])
     end = torch.where(lazy.count[:, None] > 0, lazy.a.gather(1, last)[:, 0], 0.0)
-    k, v, a = (x.to(dtype).transpose(1, 2) for x in (lazy.k, lazy.v, lazy.a))
-    return _Slots(k, v, a, end, taken[:, None])
+    k, v = (x.to(dtype).transpose(1, 2) for x in (lazy.k, lazy.v))
+    return _Slots(k, v, lazy.a.transpose(1, 2), end, taken[:, None])
 
 
 def _slots(k: Tensor, v: Tensor, log_g: Tensor | None, state: PowerState | LazyState | None) -> _Slots:
@@ -124,10 +126,9 @@ def _slots(k: Tensor, v: Tensor, log_g: Tensor | None, state: PowerState | LazyS
     wide = torch.promote_types(k.dtype, torch.float32)
     new_k, new_v = k.to(wide).transpose(1, 2), v.to(wide).transpose(1, 2)
     if log_g is None:
-        a = new_k.new_zeros(new_k.shape[:3])
-    else:  # as good as -inf to exp, and differences stay numbers
-        zero = math.log(torch.finfo(wide).tiny)
-        a = log_g.to(wide).clamp(min=zero).transpose(1, 2).cumsum(-1)
+        a = new_k.new_zeros(new_k.shape[:3], dtype=sum_dtype(k.device))
+    else:
+        a = clamped(log_g, wide).transpose(1, 2).cumsum(-1, dtype=sum_dtype(k.device))
     taken = torch.ones(len(k), 1, k.shape[1], dtype=torch.bool, device=k.device)
     if not isinstance(state, LazyState):
         return _Slots(new_k, new_v, a, a[..., -1], taken)
@@ -144,12 +145,12 @@ def _read(q: Tensor, slots: _Slots, sums: PowerState, *, p: int, d_tile: int, sc
     visible = slots.taken[:, :, None] & torch.ones(T, N, dtype=torch.bool, device=q.device).tril(N - T)
     a = slots.a[:, :, N - T :]
     # masked before the exponential, which would overflow for keys after the query
-    decay = (a[..., None] - slots.a[:, :, None]).masked_fill(~visible, -math.inf).exp()
+    decay = (a[..., None] - slots.a[:, :, None]).to(q.dtype).masked_fill(~visible, -math.inf).exp()
     weights = power(q.flatten(2, 3) @ slots.k.mT, p).unflatten(2, q.shape[2:4]) * decay[:, :, None]
     phi = expand(q.flatten(2, 3).mT.contiguous(), p, d_tile)
     phi = phi * multiplicity(q.shape[-1], p, d_tile, phi.dtype, phi.device)
     past = (sums.s.mT @ phi.to(sums.s.dtype)).mT.to(q.dtype).unflatten(2, q.shape[2:4])
-    since = a.exp()[:, :, None, :, None]
+    since = a.exp().to(q.dtype)[:, :, None, :, None]
     out = (weights.flatten(2, 3) @ slots.v).unflatten(2, q.shape[2:4]) + since * past
     if not normalize:
         return out * scale**p
@@ -159,9 +160,9 @@ def _read(q: Tensor, slots: _Slots, sums: PowerState, *, p: int, d_tile: int, sc
 
 def _fold(s: Tensor, z: Tensor, slots: _Slots, *, p: int, d_tile: int) -> None:
     """Move all taken slots into s [n, D, e] and z [n, D], in place; the slots' batch and heads are one dimension n."""
-    decay = (slots.end[:, None] - slots.a).masked_fill(~slots.taken, -math.inf).exp()
+    decay = (slots.end[:, None] - slots.a).to(slots.k.dtype).masked_fill(~slots.taken, -math.inf).exp()
     phi = expand(slots.k.mT.contiguous(), p, d_tile)
-    whole = slots.end.exp()
+    whole = slots.end.exp().to(slots.k.dtype)
     values = slots.v * decay[..., None]
     if s.dtype == phi.dtype:
         s.mul_(whole[:, None, None]).baddbmm_(phi, values)

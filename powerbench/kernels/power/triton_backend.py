@@ -7,7 +7,7 @@ come into chunks; m = N with return_state, else N - 1, states are made. `st` is 
 
     gates              gated
         reads   log_g fp32 [B, T, Hk]
-        writes  a fp32 [B, Hk, N, C]; if m > 0, w fp32 [B, Hk, N, C]
+        writes  a fp32 [2, B, Hk, N, C], pairs that sum to a; if m > 0, w fp32 [B, Hk, N, C]
     update_state       m > 0
         reads   k, v of m chunks; w
         writes  S, Z st [B, Hk, m, elements]
@@ -32,7 +32,8 @@ because powers of fp16 leave its range at p >= 2 and sums over a long past do at
 fp32, their accuracy that of bf16 (relative 2^-9 an operand). But q k^T and dy v^T keep fp16, and v meets the weights of
 the keys in two parts, so that dy . v_j - dy . y_i vanishes where y_i is v_j. No logarithms are needed: with |q|, |k|
 up to 16 an element, d = 128 and p = 4, a weight is at most 2^60, and 2^20 of them leave half of the range of fp32 and
-bf16. Under Triton's interpreter every product is in fp32. Gates below LOG_GATE_MIN count as LOG_GATE_MIN.
+bf16. Under Triton's interpreter every product is in fp32. Sums of gates are fp64, kept as pairs of fp32 (`gates`).
+Gates below LOG_GATE_MIN count as LOG_GATE_MIN.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Forward(NamedTuple):
     state: PowerState | None  # float32
     den: Tensor | None  # float32 [B, T, H], without scale; only where it is saved and the output normalised
     r: Tensor | None  # op [B, Hk, N - first, elements]: the states that come into the chunks from `first` on
-    a: Tensor | None  # float32 [B, Hk, N, C]
+    a: Tensor | None  # float32 [2, B, Hk, N, C]
 
 
 @torch.no_grad()

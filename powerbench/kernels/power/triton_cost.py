@@ -29,9 +29,10 @@ and ds again.
 tests/test_ledger_power.py counts every tl.dot of the portable kernels. The Hopper kernels take tiles of other sizes
 where heads are wide or chunks short, which moves `covered` and the rounding of chunks, and little at long chunks.
 
-Bytes. Each operand of a launch once, states as they are stored: 2 bytes an element for 16-bit inputs, else 4. Not
-counted: tables, what pads a, w and z_w [.., N, C] past the end of the sequence, and one float32 for a thousand elements
-of states that scan_gradient hands to gate_gradient.
+Bytes. Each operand of a launch once, states as they are stored: 2 bytes an element for 16-bit inputs, else 4. Sums of
+gates are pairs of float32, of which the Hopper kernels (bf16) read the first. Not counted: tables, what pads a, w and
+z_w [.., N, C] past the end of the sequence, and one float32 for a thousand elements of states that scan_gradient hands
+to gate_gradient.
 """
 
 from __future__ import annotations
@@ -133,6 +134,11 @@ class _Work:
         return problem.batch * problem.kv_heads * self.chunks.full * sizes.elements * storage
 
     @property
+    def sums(self) -> int:
+        """Bytes of the gates' sums that a launch reads."""
+        return self.problem.gate_bytes * (1 if self.problem.dtype == "bf16" else 2)
+
+    @property
     def rows(self) -> int:
         """Bytes of one float32 a query row and head: den, delta, w, z_w, q . dq."""
         return self.problem.tokens * self.problem.heads * 4
@@ -144,7 +150,7 @@ def _forward(work: _Work, *, save: bool) -> tuple[Launch, ...]:
     d, e = problem.head_dim, problem.value_dim
     update, tiles = tiling.update_tiles(*work.sizes), tiling.attend_tiles(*work.sizes)
     rows = tiling.state_rows(problem.itemsize)
-    gates = Cost(0, 0, gate * (3 if states else 2))
+    gates = Cost(0, 0, gate * (4 if states else 3))
     update_state = Cost(
         work.past() * work.useful_product,
         work.past(update.tokens) * (work.product(update.rows) + work.z_product(update.rows)),
@@ -155,7 +161,7 @@ def _forward(work: _Work, *, save: bool) -> tuple[Launch, ...]:
         work.pairs * 2 * (d + e) + work.later() * work.useful_product,
         work.covered(tiles.tokens, tiles.rows) * 2 * (d + products_of_v * e)
         + work.later(tiles.tokens) * (work.product(rows) + work.z_product(rows)),
-        problem.q_bytes + problem.k_bytes + problem.v_bytes + gate + states + problem.y_bytes
+        problem.q_bytes + problem.k_bytes + problem.v_bytes + work.sums + states + problem.y_bytes
         + (work.rows if save and work.normalize else 0),
     )  # fmt: skip
     return (
@@ -168,7 +174,7 @@ def _forward(work: _Work, *, save: bool) -> tuple[Launch, ...]:
 def _backward(work: _Work) -> tuple[Launch, ...]:
     problem, states, gate = work.problem, work.states, work.problem.gate_bytes
     d, e = problem.head_dim, problem.value_dim
-    operands = problem.q_bytes + problem.k_bytes + problem.v_bytes + problem.y_bytes + gate  # q, k, v, dy, a
+    operands = problem.q_bytes + problem.k_bytes + problem.v_bytes + problem.y_bytes + work.sums  # q, k, v, dy, a
     per_row = work.rows if problem.gated else 0  # q . dq
     denominators = 2 * work.rows if work.normalize else 0  # den and delta
     weights = 2 * work.rows if states else 0  # w and z_w
@@ -221,12 +227,12 @@ def _round_up(length: int, multiple: int) -> int:
 def workspace_bytes(case: Case, normalize: bool) -> int:
     """Rough: what a call holds at once beyond inputs, output and gradients.
 
-    Forward: two arrays of states, what chunks add and what comes into them; a and w. Backward, which needs more: three,
-    the kept states R, the gradients of R and of what chunks add; den, delta, w, z_w and q . dq for each query row; a
-    and k . dk.
+    Forward: two arrays of states, what chunks add and what comes into them; a (pairs) and w. Backward, which needs
+    more: three, the kept states R, the gradients of R and of what chunks add; den, delta, w, z_w and q . dq for each
+    query row; a and k . dk.
     """
     work = _Work.of(case, normalize)
     gate = work.problem.gate_bytes
     if case.pass_ == "fwd":
-        return 2 * work.states + 2 * gate
-    return 3 * work.states + 5 * work.rows + 2 * gate
+        return 2 * work.states + 3 * gate
+    return 3 * work.states + 5 * work.rows + 3 * gate

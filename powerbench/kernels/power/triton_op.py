@@ -136,7 +136,7 @@ def _(
     if save and n_incoming > 0:
         r = q.new_empty(B, Hk, n_incoming, sizes.elements, dtype=operand_dtypes(q.dtype)[2])
     if save and log_g is not None:
-        a = q.new_empty(B, Hk, N, C, dtype=torch.float32)
+        a = q.new_empty(2, B, Hk, N, C, dtype=torch.float32)
     return _tensors((q.new_empty(B, T, H, e), s_end, z_end, den, r, a), q)
 
 
