@@ -19,6 +19,8 @@ from powerbench.kernels.power.contract import contract
 from powerbench.kernels.power.sizes import StateSizes
 from powerbench.kernels.power.tiling import attend_tiles, brick, brick_counts, chunks, state_rows
 
+SMALLEST = tl.constexpr(2.0**-126)  # the smallest normal number of float32: a denominator below it is zero
+
 
 @triton.jit
 def power(x, P: tl.constexpr):
@@ -34,6 +36,13 @@ def power(x, P: tl.constexpr):
     if P == 4:
         y = y * y
     return y
+
+
+@triton.jit
+def inverse(den):
+    """1 / den; 0 for a denominator that is zero, or too small for float32 to hold its inverse: no such row counts."""
+    zero = tl.abs(den) < SMALLEST
+    return tl.where(zero, 0.0, 1.0 / tl.where(zero, 1.0, den))
 
 
 @triton.jit
@@ -151,7 +160,8 @@ def attend_kernel(
         # Row 0 sees one key: rounded as its weight was, den makes y_0 exactly v_0. Else dy . v_0 - dy . y_0, which is
         # 0, would come out of the backward pass as an error over <q_0, k_0>.
         b_den = tl.where((o_i == 0) & (i_n < first), b_den.to(OP).to(tl.float32), b_den)
-        b_y = b_num / b_den[:, None]
+        zero = tl.abs(b_den) < SMALLEST  # such a row is 0, and has no gradient: `inverse`
+        b_y = tl.where(zero[:, None], 0.0, b_num / tl.where(zero, 1.0, b_den)[:, None])
         if SAVE_DEN:
             tl.store(den_ptr + o_row, b_den, mask=m_i)
     else:

@@ -37,6 +37,7 @@ from powerbench.kernels.power.sizes import StateSizes
 from powerbench.kernels.power.tiling import Brick, chunks
 
 MILD = 60.0  # e^60 is far inside float32 and bf16
+SMALLEST = gl.constexpr(2.0**-126)  # the smallest normal number of float32
 
 
 class AttendTiles(NamedTuple):
@@ -58,6 +59,13 @@ class AttendTiles(NamedTuple):
 def lane_sums(x, M: gl.constexpr, N: gl.constexpr):
     """Sums of x [M, N] over the columns that one thread holds: [M, 4]; the rest is summed once, at the end."""
     return gl.sum(gl.sum(gl.reshape(x, [M, N // 8, 4, 2]), 3), 1)
+
+
+@gluon.jit
+def inverse(den):
+    """`attend.inverse`: 1 / den; 0 for a denominator that is zero, or too small for float32 to hold its inverse."""
+    zero = gl.abs(den) < SMALLEST
+    return gl.where(zero, 0.0, 1.0 / gl.where(zero, 1.0, den))
 
 
 @gluon.jit
@@ -287,7 +295,7 @@ def attend_hopper_kernel(
         # Row 0 sees one key: rounded as its weight was, den makes y_0 exactly v_0. Else dy . v_0 - dy . y_0, which is
         # 0, would come out of the backward pass as an error over <q_0, k_0>.
         den = gl.where((o_m == 0) & (row_0 == 0) & (i_n < first), den.to(gl.bfloat16).to(gl.float32), den)
-        b_scale = 1.0 / den
+        b_scale = inverse(den)
         if SAVE_DEN:
             if GATED:
                 den = gl.where(mild, den * b_decay, den)

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from powerbench.kernels.power import query_gradient_hopper
-from powerbench.kernels.power.attend import brick_counts_on, power
+from powerbench.kernels.power.attend import brick_counts_on, inverse, power
 from powerbench.kernels.power.contract import contract, contract_gradient
 from powerbench.kernels.power.contract_hopper import state_brick
 from powerbench.kernels.power.feature_map import tspow_dim
@@ -45,7 +45,7 @@ def gradient_of_keys(
     b_w = tl.zeros([o_i.shape[0]], tl.float32) + scale_p  # [BM]
     if NORMALIZE:
         o_row = o_i.to(tl.int64) * HEADS + i_g
-        b_w = 1 / tl.load(p_den + o_row, mask=m_i, other=1.0)
+        b_w = inverse(tl.load(p_den + o_row, mask=m_i, other=1.0))
     b_s = tl.dot(b_k, tl.trans(b_q.to(SCORES)), input_precision="ieee")  # [BN, BM]
     b_f = power(b_s, P - 1)
     if GATED:

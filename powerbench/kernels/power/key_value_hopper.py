@@ -22,7 +22,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
-from powerbench.kernels.power.attend_hopper import MILD, powered
+from powerbench.kernels.power.attend_hopper import MILD, inverse, powered
 from powerbench.kernels.power.hopper import copy_rows, row_copy, store_rows
 from powerbench.kernels.power.tiling import chunks
 
@@ -87,7 +87,7 @@ def load_weights(step, n_after, row_0, length, p_den, p_delta, p_a, line: gl.con
 def store_weights(slot, b_den, b_delta, b_loss, w_smem, delta_smem, GATED: gl.constexpr, NORMALIZE: gl.constexpr):
     """r_i exp(b_loss) and delta_i to shared memory, without r_i where it is the same for all."""
     if NORMALIZE:
-        b_w = 1.0 / b_den
+        b_w = inverse(b_den)
         if GATED:
             b_w = b_w * gl.exp(b_loss)
         w_smem.index(slot).store(b_w)

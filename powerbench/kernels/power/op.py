@@ -69,7 +69,8 @@ def power_attention(
             order of its rows. None: chosen; a call that continues from a state must use that state's d_tile.
         scale: of <q, k>. None: 1 / sqrt(d).
         normalize: None: on for even p, off for odd p; odd p cannot be normalised, as its weights can sum to zero. A row
-            whose weights are all zero (a query orthogonal to every key) is 0 / 0 = nan.
+            whose weights sum to zero (padding with zeros, a query orthogonal to every key, powers that underflow) is
+            0 and has no gradient. Zero is what lies below 2^-126 (in float64 2^-1022), after `scale`.
         initial_state: what came before, as returned by an earlier call with the same p and d_tile.
         return_state: also return the state after the last token.
         backend: "torch" (any device), "triton" (CUDA), or "auto": Triton where it can serve the call (CUDA, head

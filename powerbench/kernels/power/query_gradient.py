@@ -1,6 +1,6 @@
 """query_gradient: dq of every row, from the state that came into its chunk and from the keys of the chunk before it.
 
-With r_i = 1 / den_i (scale^p where the output is not normalised) and delta_i = dy_i . y_i (else 0):
+With r_i = 1 / den_i, 0 where den_i is 0 (scale^p where the output is not normalised) and delta_i = dy_i . y_i (else 0):
 
     dq_i = p r_i sum_{j <= i} exp(a_i - a_j) s_ij^{p-1} (dy_i . v_j - delta_i) k_j                   keys of the chunk
          + p r_i exp(a_i) (1/p grad_q (phi(q_i)^T R dy_i) - delta_i phi_{p-1}(q_i)^T Z)              everything before
@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from powerbench.kernels.power import query_gradient_hopper
-from powerbench.kernels.power.attend import brick_counts_on, power
+from powerbench.kernels.power.attend import brick_counts_on, inverse, power
 from powerbench.kernels.power.contract import contract, contract_gradient
 from powerbench.kernels.power.feature_map import tspow_dim
 from powerbench.kernels.power.sizes import StateSizes
@@ -111,7 +111,7 @@ def query_gradient_kernel(
         b_y = tl.load(p_y[:, None] + o_e[None, :], mask=m_i[:, None], other=0.0)
         b_delta = tl.sum(b_dy.to(tl.float32) * b_y.to(tl.float32), 1)
         tl.store(delta_ptr + o_row, b_delta, mask=m_i)
-        b_r = 1 / tl.load(den_ptr + o_row, mask=m_i, other=1.0)
+        b_r = inverse(tl.load(den_ptr + o_row, mask=m_i, other=1.0))
     p_a, a_ref, b_ai = a_ptr, 0.0, tl.zeros([BM], tl.float32)
     if GATED:
         p_a = a_ptr + (i_bhk * n_chunks + i_n) * chunk

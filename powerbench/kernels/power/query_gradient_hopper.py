@@ -17,7 +17,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
 from powerbench.kernels.power import hopper
-from powerbench.kernels.power.attend_hopper import MILD, copy_keys, powered
+from powerbench.kernels.power.attend_hopper import MILD, copy_keys, inverse, powered
 from powerbench.kernels.power.contract_hopper import columns_of, contract_gradient_state, prefix_steps_on
 from powerbench.kernels.power.hopper import copy_rows, packed, reinterpret, row_copy, store_rows
 from powerbench.kernels.power.sizes import StateSizes
@@ -101,7 +101,7 @@ def query_gradient_hopper_kernel(
         b_dy = gl.load(p_dy + (o_r[:, None] * stride_dyt + o_e[None, :]), mask=mask, other=0.0).to(gl.float32)
         delta = gl.convert_layout(gl.sum(b_y * b_dy, 1), row_layout)
         gl.store(delta_ptr + o_row, delta, mask=m_row)
-        b_r = 1 / gl.load(den_ptr + o_row, mask=m_row, other=1.0)
+        b_r = inverse(gl.load(den_ptr + o_row, mask=m_row, other=1.0))
     p_a = a_ptr
     a_ref = 0.0
     b_decay = gl.full([BM], 1.0, gl.float32, row_layout)

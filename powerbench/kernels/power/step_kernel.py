@@ -28,6 +28,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from powerbench.kernels.power.attend import SMALLEST
 from powerbench.kernels.power.step_parts import (
     add_tokens,
     attend_tokens,
@@ -222,7 +223,8 @@ def combine_kernel(
         if NORMALIZE:
             den += tl.sum(tl.load(den_ptr + o_m, mask=m_p, other=0.0) * b_decay, 0)
     if NORMALIZE:
-        b_y = b_num / den
+        zero = tl.abs(den) < SMALLEST  # such a row is 0
+        b_y = tl.where(zero, 0.0, b_num / tl.where(zero, 1.0, den))
     else:
         b_y = b_num * scale_p
     o_y = (i_b * T + i_m // GROUP) * (HEADS * GROUP) + i_h * GROUP + i_m % GROUP

@@ -33,8 +33,9 @@ from powerbench.kernels.power.dynamo import constant_result
 from powerbench.kernels.power.feature_map import feature_map, tspow_dim
 from powerbench.kernels.power.state import PowerState
 
-# Queries of one block of the attention inside a chunk: they meet the keys from the chunk's start to the block's end.
-ATTENTION_BLOCK = 256
+# Queries of one block of the attention inside a chunk: they meet the keys from the chunk's start to the block's end. No
+# more than the tiles of the Triton kernels: a nan in k or v reaches the rows of its own block, and later ones.
+ATTENTION_BLOCK = 128
 
 
 def torch_forward(
@@ -71,7 +72,7 @@ def torch_forward(
         tokens_left -= chunk.k.shape[-2]
         if tokens_left or return_state:
             state = run(_update_state, chunk.k, chunk.v, chunk.a, state, p=p, d_tile=d_tile)
-        out = out[..., :e] / out[..., e:] if normalize else out[..., :e] * scale**p
+        out = normalized(out[..., :e], out[..., e:]) if normalize else out[..., :e] * scale**p
         outputs.append(out.to(q.dtype).flatten(1, 2).transpose(1, 2))
     y = torch.cat(outputs, dim=1)
     if not return_state:
@@ -207,6 +208,16 @@ def power(x: Tensor, p: int) -> Tensor:
     if p == 1:
         return x
     return power(x * x, p // 2) if p % 2 == 0 else x * power(x, p - 1)
+
+
+def normalized(out: Tensor, mass: Tensor) -> Tensor:
+    """out [..., e] / mass [..., 1]; where the mass is zero, 0 and no gradient.
+
+    Zero is also what is below the smallest normal number, whose inverse may be out of range. Divided by 1 there: the
+    gradient of a quotient that is left out would be nan all the same.
+    """
+    zero = mass.abs() < torch.finfo(mass.dtype).tiny
+    return torch.where(zero, 0.0, out / torch.where(zero, 1.0, mass))
 
 
 @constant_result  # torch.compile cannot trace the feature map, and need not

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from powerbench.kernels.power.state import LazyState, PowerState
-from powerbench.kernels.power.torch_backend import expand, multiplicity, power
+from powerbench.kernels.power.torch_backend import expand, multiplicity, normalized, power
 
 
 @torch.no_grad()
@@ -115,7 +115,9 @@ def _window(lazy: LazyState) -> _Slots:
     taken = torch.arange(lazy.window, device=lazy.k.device) < lazy.count[:, None]
     last = (lazy.count - 1).clamp(min=0).long()[:, None, None].expand(-1, 1, lazy.a.shape[2])
     end = torch.where(lazy.count[:, None] > 0, lazy.a.gather(1, last)[:, 0], 0.0)
-    k, v, a = (x.to(dtype).transpose(1, 2) for x in (lazy.k, lazy.v, lazy.a))
+    # what is in a slot that holds nothing may not even be a number
+    k, v, a = (torch.where(taken.unflatten(1, (-1, *[1] * (x.ndim - 2))), x.to(dtype), 0.0).transpose(1, 2)
+               for x in (lazy.k, lazy.v, lazy.a))  # fmt: skip
     return _Slots(k, v, a, end, taken[:, None])
 
 
@@ -154,7 +156,7 @@ def _read(q: Tensor, slots: _Slots, sums: PowerState, *, p: int, d_tile: int, sc
     if not normalize:
         return out * scale**p
     mass = (sums.z[:, :, None] @ phi).unflatten(-1, q.shape[2:4])[:, :, 0, ..., None]
-    return out / (weights.sum(-1, keepdim=True) + since * mass)
+    return normalized(out, weights.sum(-1, keepdim=True) + since * mass)
 
 
 def _fold(s: Tensor, z: Tensor, slots: _Slots, *, p: int, d_tile: int) -> None:
