@@ -7,14 +7,13 @@ phi is expanded on chip, and nothing but y (and the denominators, for the backwa
 
 from __future__ import annotations
 
-from functools import lru_cache
-
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from powerbench.kernels.power import attend_hopper
+from powerbench.kernels.power import attend_hopper, tables
 from powerbench.kernels.power.contract import contract
 from powerbench.kernels.power.sizes import StateSizes
 from powerbench.kernels.power.tiling import attend_tiles, brick, brick_counts, chunks, state_rows
@@ -169,11 +168,13 @@ def attend_kernel(
     tl.store(y_ptr + o_row[:, None] * E + tl.arange(0, E)[None, :], b_y.to(y_ptr.dtype.element_ty), mask=m_i[:, None])
 
 
-@lru_cache(maxsize=64)
 def brick_counts_on(device: torch.device, d: int, p: int, d_tile: int, rows: int) -> Tensor:
     """Bricks at each run of columns, int32 on the device: copied once."""
-    with torch.inference_mode(False):
-        return torch.tensor(brick_counts(d, p, d_tile, brick(d, p, d_tile, rows)), dtype=torch.int32, device=device)
+    return tables.on_device(device, _brick_counts, d, p, d_tile, rows)
+
+
+def _brick_counts(d: int, p: int, d_tile: int, rows: int) -> np.ndarray:
+    return np.array(brick_counts(d, p, d_tile, brick(d, p, d_tile, rows)), dtype=np.int32)
 
 
 def attend(

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from powerbench.kernels.power import tables
 from powerbench.kernels.power.arguments import (
     as_autocast,
     check_options,
@@ -98,7 +99,7 @@ def power_attention_step(
         from powerbench.kernels.power.triton_decode import triton_step  # noqa: PLC0415  triton is optional
 
         step = triton_step
-    with torch.autocast(q.device.type, enabled=False) if cast else nullcontext():
+    with torch.autocast(q.device.type, enabled=False) if cast else nullcontext(), tables.mode_of(q):
         y = step(
             q, k, v, log_g, state,
             p=p,

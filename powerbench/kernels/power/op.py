@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from powerbench.kernels.power import tiling
+from powerbench.kernels.power import tables, tiling
 from powerbench.kernels.power.arguments import (
     MAX_DEGREE,
     as_autocast,
@@ -122,7 +122,7 @@ def power_attention(
     if initial_state is not None:
         check_state(initial_state, q, v, tspow_dim(d, p, d_tile), "initial_state")
     forward = _triton_attention() if use_triton(backend, q, v) else torch_forward
-    with torch.autocast(q.device.type, enabled=False) if cast else nullcontext():
+    with torch.autocast(q.device.type, enabled=False) if cast else nullcontext(), tables.mode_of(q):
         y, state = forward(
             q, k, v, log_g,
             p=p,

@@ -21,14 +21,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
+from powerbench.kernels.power import tables
 from powerbench.kernels.power.dynamo import constant_result
 from powerbench.kernels.power.feature_map import feature_map, tspow_dim
 from powerbench.kernels.power.state import PowerState
@@ -58,7 +59,9 @@ def torch_forward(
     attention form alone. Normalised outputs do not depend on `scale`, which cancels.
     """
     e, ones = v.shape[-1], normalize or return_state
-    run = _checkpointed if needs_grad(q, k, v, log_g, initial_state) else _called
+    # torch.func allows no hooks on what is saved, of which checkpoints are made
+    checkpoints = needs_grad(q, k, v, log_g, initial_state) and not tables.transformed()
+    run = _checkpointed if checkpoints else _called
     state = None if initial_state is None else _matrix(initial_state, ones)
     tokens_left = q.shape[1]
     outputs = []
@@ -132,7 +135,7 @@ def expand(x: Tensor, p: int, d_tile: int) -> Tensor:
         for first in range(0, d, d_tile):
             tail = tspow_dim(d - first, degree - 1, d_tile)
             pairs.append((x[..., first : first + d_tile, None, :], phi[..., None, dim - tail :, :]))
-        if x.requires_grad and torch.is_grad_enabled():
+        if (x.requires_grad and torch.is_grad_enabled()) or tables.differentiated_forward() or tables.transformed():
             phi = torch.cat([(tile * tail).flatten(-3, -2) for tile, tail in pairs], dim=-2)
         else:
             phi = x.new_empty(*x.shape[:-2], tspow_dim(d, degree, d_tile), x.shape[-1])
@@ -187,7 +190,7 @@ def _sum_values(weights: Tensor, v: Tensor) -> Tensor:
 def _read_state(q: Tensor, state: Tensor, *, p: int, d_tile: int) -> Tensor:
     """What q [B, Hk, G, C, d] finds in the state [B, Hk, D, e]: phi(q)^T (multiplicity * state), [B, Hk, G, C, e]."""
     phi = expand(q.flatten(2, 3).mT.contiguous(), p, d_tile)
-    weighted = state * multiplicity(q.shape[-1], p, d_tile, state.dtype, state.device)
+    weighted = state * multiplicity(q.shape[-1], p, d_tile, state)
     # state^T phi rather than phi^T state: CPU matrix products in bfloat16 are up to eight times faster this way round
     past = (weighted.to(q.dtype).mT @ phi).mT
     return past.unflatten(2, q.shape[2:4]).to(state.dtype)
@@ -220,16 +223,20 @@ def normalized(out: Tensor, mass: Tensor) -> Tensor:
     return torch.where(zero, 0.0, out / torch.where(zero, 1.0, mass))
 
 
-@constant_result  # torch.compile cannot trace the feature map, and need not
-def multiplicity(d: int, p: int, d_tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def multiplicity(d: int, p: int, d_tile: int, like: Tensor) -> Tensor:
     """Multiplicities of the state's rows, [D, 1], kept on the device: copies would stall it, and break CUDA graphs."""
-    return _make_multiplicity(d, p, d_tile, dtype, device)
+    if torch.compiler.is_dynamo_compiling():
+        return _traced_multiplicity(d, p, d_tile, like.dtype, like.device)
+    return tables.on_device(like.device, _multiplicity, d, p, d_tile, dtype=like.dtype)
 
 
-@lru_cache(maxsize=32)
-def _make_multiplicity(d: int, p: int, d_tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # a tensor made under inference mode could not serve a later backward pass
-        return torch.from_numpy(feature_map(d, p, d_tile).multiplicity).to(device, dtype)[:, None]
+@constant_result  # torch.compile cannot trace the feature map, and need not
+def _traced_multiplicity(d: int, p: int, d_tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return tables.on_device(device, _multiplicity, d, p, d_tile, dtype=dtype)
+
+
+def _multiplicity(d: int, p: int, d_tile: int) -> np.ndarray:
+    return feature_map(d, p, d_tile).multiplicity[:, None]
 
 
 def _matrix(state: PowerState, ones: bool) -> Tensor:

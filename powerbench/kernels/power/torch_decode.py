@@ -149,7 +149,7 @@ def _read(q: Tensor, slots: _Slots, sums: PowerState, *, p: int, d_tile: int, sc
     decay = (a[..., None] - slots.a[:, :, None]).masked_fill(~visible, -math.inf).exp()
     weights = power(q.flatten(2, 3) @ slots.k.mT, p).unflatten(2, q.shape[2:4]) * decay[:, :, None]
     phi = expand(q.flatten(2, 3).mT.contiguous(), p, d_tile)
-    phi = phi * multiplicity(q.shape[-1], p, d_tile, phi.dtype, phi.device)
+    phi = phi * multiplicity(q.shape[-1], p, d_tile, phi)
     past = (sums.s.mT @ phi.to(sums.s.dtype)).mT.to(q.dtype).unflatten(2, q.shape[2:4])
     since = a.exp()[:, :, None, :, None]
     out = (weights.flatten(2, 3) @ slots.v).unflatten(2, q.shape[2:4]) + since * past

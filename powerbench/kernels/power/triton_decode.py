@@ -30,6 +30,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from powerbench.kernels.power import tables
 from powerbench.kernels.power.decode_tiling import (
     FOLD_TOKENS,
     WALK_LANES,
@@ -182,8 +183,6 @@ def starts_early(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-@lru_cache(maxsize=32)
 def _rows_on(device: torch.device, d: int, p: int, d_tile: int) -> Tensor:
     """The packed index tuples on the device: copied once, so that later calls and CUDA graphs need no host."""
-    with torch.inference_mode(False):
-        return torch.from_numpy(packed_indices(d, p, d_tile)).to(device)
+    return tables.on_device(device, packed_indices, d, p, d_tile)
