@@ -20,6 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
+from powerbench.kernels.power.dynamo import constant_result
+
 Make = Callable[..., Any]  # from sizes, a numpy array or a tuple (named or not) of arrays
 
 TRACERS = tuple(torch._C._TorchDispatchModeKey.__members__.values())  # fake tensors, proxies, functionalisation
@@ -42,16 +44,19 @@ def mode_of(x: Tensor) -> AbstractContextManager[object]:
     return x.fake_mode if isinstance(x, FakeTensor) else nullcontext()
 
 
+@constant_result  # torch.compile asks while it traces, when the levels of torch.func that it is inside of are on
 def traced() -> bool:
     """Whether tensors that are made now belong to a tracer, or to a transform of torch.func."""
     return transformed() or any(torch._C._get_dispatch_mode(key) is not None for key in TRACERS)
 
 
+@constant_result
 def transformed() -> bool:
     """Whether a transform of torch.func is running: vmap, grad, vjp, jvp, functionalize and what is made of them."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+@constant_result
 def differentiated_forward() -> bool:
     """Whether tensors may carry tangents of forward mode, which nothing can be written into."""
     return forward_ad._current_level >= 0

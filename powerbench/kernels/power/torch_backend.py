@@ -30,7 +30,6 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from powerbench.kernels.power import tables
-from powerbench.kernels.power.dynamo import constant_result
 from powerbench.kernels.power.feature_map import feature_map, tspow_dim
 from powerbench.kernels.power.state import PowerState
 
@@ -135,7 +134,7 @@ def expand(x: Tensor, p: int, d_tile: int) -> Tensor:
         for first in range(0, d, d_tile):
             tail = tspow_dim(d - first, degree - 1, d_tile)
             pairs.append((x[..., first : first + d_tile, None, :], phi[..., None, dim - tail :, :]))
-        if (x.requires_grad and torch.is_grad_enabled()) or tables.differentiated_forward() or tables.transformed():
+        if _recorded(x):
             phi = torch.cat([(tile * tail).flatten(-3, -2) for tile, tail in pairs], dim=-2)
         else:
             phi = x.new_empty(*x.shape[:-2], tspow_dim(d, degree, d_tile), x.shape[-1])
@@ -143,6 +142,13 @@ def expand(x: Tensor, p: int, d_tile: int) -> Tensor:
             for (tile, tail), rows in zip(pairs, phi.split(sizes, dim=-2), strict=True):
                 torch.mul(tile, tail, out=rows.unflatten(-2, (d_tile, -1)))
     return phi
+
+
+def _recorded(x: Tensor) -> bool:
+    """Whether somebody follows what is made of x, so that results cannot be written into a part of a tensor."""
+    backward = x.requires_grad and torch.is_grad_enabled()
+    forward = tables.differentiated_forward() or tables.transformed()
+    return backward or forward or torch.compiler.is_compiling()
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, a: Tensor | None, *, p: int) -> Tensor:
@@ -226,13 +232,25 @@ def normalized(out: Tensor, mass: Tensor) -> Tensor:
 def multiplicity(d: int, p: int, d_tile: int, like: Tensor) -> Tensor:
     """Multiplicities of the state's rows, [D, 1], kept on the device: copies would stall it, and break CUDA graphs."""
     if torch.compiler.is_dynamo_compiling():
-        return _traced_multiplicity(d, p, d_tile, like.dtype, like.device)
+        return _multiplicity_op(d, p, d_tile, like.device, like.dtype)
     return tables.on_device(like.device, _multiplicity, d, p, d_tile, dtype=like.dtype)
 
 
-@constant_result  # torch.compile cannot trace the feature map, and need not
-def _traced_multiplicity(d: int, p: int, d_tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return tables.on_device(device, _multiplicity, d, p, d_tile, dtype=dtype)
+@torch.library.custom_op(
+    "powerbench::multiplicity", mutates_args=(),
+    schema="(int d, int p, int d_tile, Device device, ScalarType dtype) -> Tensor",
+)  # fmt: skip
+def _multiplicity_op(d: int, p: int, d_tile: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """For torch.compile, which cannot trace the feature map, and takes one constant a function, of one d, p and d_tile.
+
+    A copy: a compiler may write to what an operator returns.
+    """
+    return tables.on_device(device, _multiplicity, d, p, d_tile, dtype=dtype).clone()
+
+
+@_multiplicity_op.register_fake
+def _(d: int, p: int, d_tile: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.empty(tspow_dim(d, p, d_tile), 1, device=device, dtype=dtype)
 
 
 def _multiplicity(d: int, p: int, d_tile: int) -> np.ndarray:

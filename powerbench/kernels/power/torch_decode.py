@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from powerbench.kernels.power import tables
 from powerbench.kernels.power.state import LazyState, PowerState
 from powerbench.kernels.power.torch_backend import expand, multiplicity, normalized, power
 
@@ -38,7 +39,8 @@ def torch_step(
 ) -> Tensor:
     """y [B, T, H, e] in q's dtype; `state` is moved on in place. Arguments as `power_attention_step` has checked them.
 
-    With a lazy state it looks at the counts on the host, to touch only states that are due: on a GPU it waits.
+    With a lazy state it looks at the counts on the host, to touch only states that are due: on a GPU it waits. A tracer
+    cannot look: what it makes of the step folds copies of all states, and keeps those that are due.
     """
     sums = state if isinstance(state, PowerState) else state.state
     slots = _slots(k, v, log_g, state)
@@ -49,8 +51,11 @@ def torch_step(
     else:
         T = k.shape[1]
         due = state.count + T >= state.window
-        for b in due.nonzero().flatten().tolist():
-            _fold(sums.s[b], sums.z[b], slots.of(b), p=p, d_tile=d_tile)
+        if torch.compiler.is_compiling() or tables.traced():
+            _fold_due(sums, slots, due, p=p, d_tile=d_tile)
+        else:
+            for b in due.nonzero().flatten().tolist():
+                _fold(sums.s[b], sums.z[b], slots.of(b), p=p, d_tile=d_tile)
         _append(state, k, v, slots.a[:, :, -T:].transpose(1, 2), ~due)
         state.count.copy_(torch.where(due, 0, state.count + T))
     return y.to(q.dtype).flatten(1, 2).transpose(1, 2)
@@ -172,9 +177,20 @@ def _fold(s: Tensor, z: Tensor, slots: _Slots, *, p: int, d_tile: int) -> None:
     z.mul_(whole[:, None]).add_((phi @ decay[..., None])[..., 0])
 
 
+def _fold_due(sums: PowerState, slots: _Slots, due: Tensor, *, p: int, d_tile: int) -> None:
+    """`_fold` of the sequences in `due`, bool [B], without a look at it."""
+    s, z = sums.s.clone(), sums.z.clone()
+    _fold(s.flatten(0, 1), z.flatten(0, 1), slots.merged(), p=p, d_tile=d_tile)
+    sums.s.copy_(torch.where(due[:, None, None, None], s, sums.s))
+    sums.z.copy_(torch.where(due[:, None, None], z, sums.z))
+
+
 def _append(lazy: LazyState, k: Tensor, v: Tensor, a: Tensor, stays: Tensor) -> None:
-    """Put the new tokens into the windows of the sequences that are not folded."""
-    rows = stays.nonzero()
-    slots = lazy.count[rows].long() + torch.arange(k.shape[1], device=k.device)
+    """Put the new tokens into the windows of the sequences that are not folded; others get back what they have."""
+    slots = lazy.count[:, None].long() + torch.arange(k.shape[1], device=k.device)
+    slots = slots.clamp(max=lazy.window - 1)  # of a sequence that is folded, these may lie behind the window
     for window, new in zip((lazy.k, lazy.v, lazy.a), (k, v, a), strict=True):
-        window[rows, slots] = new[rows[:, 0]]
+        beyond = (1,) * (window.ndim - 2)
+        at = slots.unflatten(1, (-1, *beyond)).expand_as(new)
+        there = window.gather(1, at)
+        window.scatter_(1, at, torch.where(stays.unflatten(0, (-1, 1, *beyond)), new.to(window.dtype), there))
