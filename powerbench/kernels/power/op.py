@@ -70,7 +70,10 @@ def power_attention(
             run of a reentrant checkpoint among them.
         d_tile: divisor of d that sets the tiling of the state, hence its dimension D = tspow_dim(d, p, d_tile) and the
             order of its rows. None: chosen; a call that continues from a state must use that state's d_tile.
-        scale: of <q, k>. None: 1 / sqrt(d).
+        scale: of <q, k>, taken before the power p also where it cancels. None: 1 / sqrt(d). q and k may be large as
+            long as (scale <q, k>)^p is in the range of float32 (of float64 for float64), and, with more than one chunk
+            or a state, |q|^p, |k|^p and the state, which hold no scale. Gradients of normalised outputs through states
+            of the Triton backend also need 1 / sum_j <q, k_j>^p: <q, k> up to 1e18 at p = 2, 1e9 at p = 4.
         normalize: None: on for even p, off for odd p; odd p cannot be normalised, as its weights can sum to zero. A row
             whose weights sum to zero (padding with zeros, a query orthogonal to every key, powers that underflow) is
             0 and has no gradient. Zero is what lies below 2^-126 (in float64 2^-1022), after `scale`.

@@ -23,13 +23,14 @@ from powerbench.kernels.power import query_gradient_hopper
 from powerbench.kernels.power.attend import brick_counts_on, inverse, power
 from powerbench.kernels.power.contract import contract, contract_gradient
 from powerbench.kernels.power.feature_map import tspow_dim
+from powerbench.kernels.power.scaling import split_scale
 from powerbench.kernels.power.sizes import StateSizes
 from powerbench.kernels.power.tiling import brick, chunks, query_gradient_tiles, state_rows
 
 
 @triton.jit
 def gradient_of_queries(
-    b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, a_ref, o_i, o_j, p_k, p_v, p_a, length, stride_kt, stride_vt,
+    b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, a_ref, factor, o_i, o_j, p_k, p_v, p_a, length, stride_kt, stride_vt,
     P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr, NORMALIZE: tl.constexpr,
     DIAGONAL: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr,
 ):  # fmt: skip
@@ -48,7 +49,7 @@ def gradient_of_queries(
         b_ds -= b_delta[:, None]
     if P >= 2 or GATED:
         b_s = tl.dot(b_q, tl.trans(b_k.to(SCORES)), input_precision="ieee")  # [BM, BN]
-        b_ds *= power(b_s, P - 1)
+        b_ds *= power(b_s * factor, P - 1)
     if DIAGONAL:
         m_ij = o_i[:, None] >= o_j[None, :]
         if GATED:  # masked before the exponential, which could overflow above the diagonal
@@ -65,7 +66,7 @@ def gradient_of_queries(
 @triton.jit
 def query_gradient_kernel(
     dy_ptr, q_ptr, k_ptr, v_ptr, y_ptr, den_ptr, a_ptr, r_ptr, counts_z_ptr,
-    dq_ptr, delta_ptr, w_ptr, zw_ptr, qdq_ptr, scale_p,
+    dq_ptr, delta_ptr, w_ptr, zw_ptr, qdq_ptr, scale_p, factor,
     seqlen, chunk, n_chunks, first, n_blocks, elements, z_start, n_prefixes,
     stride_dyb, stride_dyt, stride_dyh, stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
     stride_vb, stride_vt, stride_vh, stride_yb, stride_yt, stride_yh,
@@ -118,12 +119,15 @@ def query_gradient_kernel(
         a_ref = tl.load(p_a + row_0)
         b_ai = tl.load(p_a + tl.minimum(o_i, length - 1))  # [BM]
     if WEIGHTS:
-        b_w = tl.where(m_i, b_r, 0.0)
+        b_w = tl.where(m_i, b_r, 0.0) * power(factor, P)
         if GATED:
             b_w *= tl.exp(b_ai)
         tl.store(w_ptr + o_w, b_w, mask=o_i < chunk)
         tl.store(zw_ptr + o_w, -b_delta * b_w, mask=o_i < chunk)
 
+    # Scores are scaled before they are raised to p - 1, and so is phi; once more at the end.
+    before = power(factor, P - 1)
+    b_r *= factor
     b_dq = tl.zeros([BM, HEAD], tl.float32)
     b_qdq = tl.zeros([BM], tl.float32)
     if STATE:
@@ -131,10 +135,23 @@ def query_gradient_kernel(
         p_r = r_ptr + (i_bhk * (n_chunks - first) + tl.maximum(i_n - first, 0)) * elements
         if NORMALIZE:
             b_dq = contract(
-                b_dq, p_q, m_i, p_r + z_start, counts_z_ptr, has_state, P - 1, HEAD, HEAD, W, FIBRES_Z, COLS_Z, OP
+                b_dq,
+                p_q,
+                m_i,
+                p_r + z_start,
+                counts_z_ptr,
+                has_state,
+                P - 1,
+                HEAD,
+                HEAD,
+                W,
+                FIBRES_Z,
+                COLS_Z,
+                OP,
+                before,
             )
             b_dq *= -b_delta[:, None]
-        b_dq = contract_gradient(b_dq, p_q, m_i, b_dy, p_r, n_prefixes, has_state, P, HEAD, E, W, OP)
+        b_dq = contract_gradient(b_dq, p_q, m_i, b_dy, p_r, n_prefixes, has_state, P, HEAD, E, W, OP, before)
         if GATED:  # up to the block's first row; from there on with the keys, below
             b_dq *= tl.exp(a_ref)
             b_x = tl.load(p_q[:, None] + o_d[None, :], mask=m_i[:, None], other=0.0)
@@ -145,8 +162,8 @@ def query_gradient_kernel(
     b_dy = b_dy.to(SCORES)
     for j in range(0, row_0, BN):
         b_dq, b_qdq = gradient_of_queries(
-            b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, a_ref, o_i, j + o_j, p_k, p_v, p_a, length, stride_kt, stride_vt,
-            P, HEAD, E, GATED, NORMALIZE, False, SCORES, OP,
+            b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, a_ref, factor, o_i, j + o_j, p_k, p_v, p_a, length,
+            stride_kt, stride_vt, P, HEAD, E, GATED, NORMALIZE, False, SCORES, OP,
         )  # fmt: skip
     if GATED:
         b_decay = tl.exp(b_ai - a_ref)
@@ -154,8 +171,8 @@ def query_gradient_kernel(
         b_qdq *= b_decay
     for j in range(row_0, tl.minimum(row_0 + BM, length), BN):
         b_dq, b_qdq = gradient_of_queries(
-            b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, a_ref, o_i, j + o_j, p_k, p_v, p_a, length, stride_kt, stride_vt,
-            P, HEAD, E, GATED, NORMALIZE, True, SCORES, OP,
+            b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, a_ref, factor, o_i, j + o_j, p_k, p_v, p_a, length,
+            stride_kt, stride_vt, P, HEAD, E, GATED, NORMALIZE, True, SCORES, OP,
         )  # fmt: skip
     b_dq *= (P * b_r)[:, None]
     if GATED:
@@ -223,8 +240,9 @@ def query_gradient(
     p_z = max(p - 1, 1)
     shape_z, counts_z = brick(d, p_z, d_tile, rows), brick_counts_on(q.device, d, p_z, d_tile, rows)
     blocks = triton.cdiv(C, tiles.tokens)
+    factor, rest = split_scale(scale, p)
     query_gradient_kernel[(blocks * N * B * H,)](
-        dy, q, k, v, y, den, a, r, counts_z, *out, scale**p,
+        dy, q, k, v, y, den, a, r, counts_z, *out, rest**p, factor,
         T, C, N, first, blocks, sizes.elements, sizes.z_start, tspow_dim(d, p - 1, d_tile) if p > 1 else 1,
         *dy.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *y.stride()[:3],
         HEADS=H, GROUP=H // Hk, P=p, HEAD=d, E=e, W=d_tile, GATED=gated, NORMALIZE=normalize, STATE=r is not None,

@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from powerbench.kernels.power import tables
 from powerbench.kernels.power.feature_map import feature_map, tspow_dim
+from powerbench.kernels.power.scaling import split_scale
 from powerbench.kernels.power.state import PowerState
 
 # Queries of one block of the attention inside a chunk: they meet the keys from the chunk's start to the block's end. No
@@ -55,9 +56,11 @@ def torch_forward(
     """Output [B, T, H, e] in q's dtype, and the state after the last token if asked for.
 
     Arguments as in `power_attention`, which checks them. With T <= chunk_size, no state in and none out, this is the
-    attention form alone. Normalised outputs do not depend on `scale`, which cancels.
+    attention form alone. In normalised outputs `scale` cancels but for
+    the range of what is divided.
     """
     e, ones = v.shape[-1], normalize or return_state
+    factor, rest = split_scale(scale, p)
     # torch.func allows no hooks on what is saved, of which checkpoints are made
     checkpoints = needs_grad(q, k, v, log_g, initial_state) and not tables.transformed()
     run = _checkpointed if checkpoints else _called
@@ -66,15 +69,15 @@ def torch_forward(
     outputs = []
     for chunk in _chunks(q, k, v, log_g, chunk_size=chunk_size, ones=ones):
         blocks = range(0, chunk.k.shape[-2], ATTENTION_BLOCK)
-        out = torch.cat([run(_attention, *_block(chunk, first), p=p) for first in blocks], dim=-2)
+        out = torch.cat([run(_attention, *_block(chunk, first), p=p, factor=factor) for first in blocks], dim=-2)
         if state is not None:
-            past = run(_read_state, chunk.q, state, p=p, d_tile=d_tile)
+            past = run(_read_state, chunk.q, state, p=p, d_tile=d_tile, factor=factor)
             # decayed here, outside the checkpoint: inside, its gradient would need the product computed again
             out = out + (past if chunk.a is None else past * chunk.a.exp()[:, :, None, :, None])
         tokens_left -= chunk.k.shape[-2]
         if tokens_left or return_state:
             state = run(_update_state, chunk.k, chunk.v, chunk.a, state, p=p, d_tile=d_tile)
-        out = normalized(out[..., :e], out[..., e:]) if normalize else out[..., :e] * scale**p
+        out = normalized(out[..., :e], out[..., e:]) if normalize else out[..., :e] * rest**p
         outputs.append(out.to(q.dtype).flatten(1, 2).transpose(1, 2))
     y = torch.cat(outputs, dim=1)
     if not return_state:
@@ -151,7 +154,7 @@ def _recorded(x: Tensor) -> bool:
     return backward or forward or torch.compiler.is_compiling()
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, a: Tensor | None, *, p: int) -> Tensor:
+def _attention(q: Tensor, k: Tensor, v: Tensor, a: Tensor | None, *, p: int, factor: float) -> Tensor:
     """Causal attention of q [B, Hk, G, c, d] to k [B, Hk, n, d], v [B, Hk, n, e]; the queries are the last c of n.
 
     a [B, Hk, n]: cumulated log gates. Returns [B, Hk, G, c, e] in float32 (float64 for float64).
@@ -161,7 +164,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, a: Tensor | None, *, p: int) -> 
     """
     c, n = q.shape[3], k.shape[2]
     start = n - c
-    weights = _weights(q, k[:, :, start:], p)
+    weights = _weights(q, k[:, :, start:], p, factor)
     if a is None:
         weights = weights.tril()
     else:
@@ -175,16 +178,16 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, a: Tensor | None, *, p: int) -> 
     values = v[:, :, :start]
     if a is not None:
         values = (values * (a[:, :, start, None] - a[:, :, :start]).exp()[..., None]).to(v.dtype)
-    earlier = _sum_values(_weights(q, k[:, :, :start], p), values)
+    earlier = _sum_values(_weights(q, k[:, :, :start], p, factor), values)
     return out + (
         earlier if a is None else earlier * (a[:, :, start:] - a[:, :, start, None]).exp()[:, :, None, :, None]
     )
 
 
-def _weights(q: Tensor, k: Tensor, p: int) -> Tensor:
-    """<q, k>^p [B, Hk, G, c, n] of q [B, Hk, G, c, d] and k [B, Hk, n, d], in float32 or wider."""
+def _weights(q: Tensor, k: Tensor, p: int, factor: float) -> Tensor:
+    """(factor <q, k>)^p [B, Hk, G, c, n] of q [B, Hk, G, c, d] and k [B, Hk, n, d], in float32 or wider."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    scores = q.flatten(2, 3).to(wide) @ k.to(wide).mT
+    scores = q.flatten(2, 3).to(wide).mul(factor) @ k.to(wide).mT
     return power(scores, p).unflatten(2, q.shape[2:4])
 
 
@@ -193,9 +196,12 @@ def _sum_values(weights: Tensor, v: Tensor) -> Tensor:
     return (weights.flatten(2, 3).to(v.dtype) @ v).unflatten(2, weights.shape[2:4]).to(weights.dtype)
 
 
-def _read_state(q: Tensor, state: Tensor, *, p: int, d_tile: int) -> Tensor:
-    """What q [B, Hk, G, C, d] finds in the state [B, Hk, D, e]: phi(q)^T (multiplicity * state), [B, Hk, G, C, e]."""
-    phi = expand(q.flatten(2, 3).mT.contiguous(), p, d_tile)
+def _read_state(q: Tensor, state: Tensor, *, p: int, d_tile: int, factor: float) -> Tensor:
+    """What q [B, Hk, G, C, d] finds in the state [B, Hk, D, e]: phi(factor q)^T (multiplicity * state).
+
+    [B, Hk, G, C, e].
+    """
+    phi = expand(q.flatten(2, 3).mT.contiguous() * factor, p, d_tile)
     weighted = state * multiplicity(q.shape[-1], p, d_tile, state)
     # state^T phi rather than phi^T state: CPU matrix products in bfloat16 are up to eight times faster this way round
     past = (weighted.to(q.dtype).mT @ phi).mT

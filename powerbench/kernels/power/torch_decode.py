@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from powerbench.kernels.power import tables
+from powerbench.kernels.power.scaling import split_scale
 from powerbench.kernels.power.state import LazyState, PowerState
 from powerbench.kernels.power.torch_backend import expand, multiplicity, normalized, power
 
@@ -44,8 +45,9 @@ def torch_step(
     """
     sums = state if isinstance(state, PowerState) else state.state
     slots = _slots(k, v, log_g, state)
-    queries = q.to(slots.k.dtype).transpose(1, 2).unflatten(1, (k.shape[2], -1))
-    y = _read(queries, slots, sums, p=p, d_tile=d_tile, scale=scale, normalize=normalize)
+    factor, rest = split_scale(scale, p)
+    queries = factor * q.to(slots.k.dtype).transpose(1, 2).unflatten(1, (k.shape[2], -1))
+    y = _read(queries, slots, sums, p=p, d_tile=d_tile, scale=rest, normalize=normalize)
     if isinstance(state, PowerState):
         _fold(sums.s.flatten(0, 1), sums.z.flatten(0, 1), slots.merged(), p=p, d_tile=d_tile)
     else:
