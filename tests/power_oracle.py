@@ -25,7 +25,10 @@ def attention_oracle(q, k, v, log_g, p, scale, normalize) -> Tensor:
         weights = weights * (G[..., :, None] - G[..., None, :]).tril().exp()
     weights = weights.tril()
     y = torch.einsum("bhij,bjhe->bihe", weights, v)
-    return y / weights.sum(-1).transpose(1, 2)[..., None] if normalize else y
+    if not normalize:
+        return y
+    total = weights.sum(-1).transpose(1, 2)[..., None]
+    return torch.where(total == 0, 0.0, y / torch.where(total == 0, 1.0, total))  # no weights at all: 0
 
 
 def state_oracle(k, v, log_g, p, d_tile) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import powerbench
-from powerbench.kernels.power import op, torch_backend
+from powerbench.kernels.power import op, tables, torch_backend
 from powerbench.kernels.power.choose import choose, choose_d_tile
 from powerbench.kernels.power.feature_map import d_tiles, tspow_dim
 from powerbench.kernels.power.op import PowerState, power_attention
@@ -231,7 +231,7 @@ def test_any_single_input_may_ask_for_gradients(wanted):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_calls_without_gradients_do_not_spoil_later_ones(mode):
     """What the backend keeps between calls must serve autograd also when it was first made without it."""
-    torch_backend._make_multiplicity.cache_clear()
+    tables._kept.cache_clear()
     inputs = make_inputs(40, d=4, e=3)
     with mode():
         assert not power_attention(*inputs, chunk_size=16).requires_grad

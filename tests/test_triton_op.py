@@ -168,7 +168,7 @@ def kept(run):
 
 @pytest.mark.parametrize("operator", [False, True])
 def test_kept_are_inputs_outputs_and_chunk_states(monkeypatch, operator):
-    monkeypatch.setattr(triton_op, "_watched", lambda *_: operator)
+    monkeypatch.setattr(triton_op, "watched", lambda *_: operator)
     leaves = make(T=20, e=32)[:4]
     sizes, (y,) = kept(lambda: call(*leaves))
     den, gates = 20 * 2, 3 * 8  # chunks of 8

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from powerbench.kernels.power.feature_map import d_tiles, spow_dim
-from powerbench.kernels.power.state import PowerState
+from powerbench.kernels.power.state import LazyState, PowerState
 from powerbench.kernels.power.state_size import normalized_by_default
 
 MAX_DEGREE = 4
@@ -76,18 +78,28 @@ def check_options(
     divides or refuse(
         f"d_tile is {d_tile!r}; for head dimension {d} it must be one of {', '.join(map(str, d_tiles(d)))}, or None"
     )
-    number = scale is None or (isinstance(scale, int | float) and 0 < scale < math.inf)
+    number = scale is None or (_is_a(Real, scale) and 0 < scale < math.inf)
     number or refuse(f"scale is {scale!r}; it must be a positive, finite number, or None for 1 / sqrt(d)")
-    known = normalize is None or isinstance(normalize, bool)
+    known = normalize is None or isinstance(normalize, bool | np.bool_)
     known or refuse(f"normalize is {normalize!r}; it must be True, False, or None for the default of p")
     odd = bool(normalize) and not normalized_by_default(p)
     if odd:
         refuse(f"normalize is True with p = {p}; odd powers can sum to zero: only even p can be normalised")
 
 
+def check_kind(state: object, name: str) -> None:
+    """That it is a PowerState of two tensors."""
+    fold = "; fold_lazy_state makes one of a LazyState" if isinstance(state, LazyState) else ""
+    isinstance(state, PowerState) or refuse(
+        f"{name} is {type(state).__name__}; it must be a PowerState(s, z) or None{fold}"
+    )
+    for field, tensor in (("s", state.s), ("z", state.z)):
+        isinstance(tensor, Tensor) or refuse(f"{name}.{field} is {type(tensor).__name__}; it must be a tensor")
+
+
 def check_state(state: PowerState, q: Tensor, v: Tensor, dim: int, name: str, *, low: bool = False) -> None:
     """The state that comes in, against what p, d_tile and the inputs make of it. `low`: s may be in bfloat16."""
-    isinstance(state, PowerState) or refuse(f"{name} is {type(state).__name__}; it must be a PowerState(s, z) or None")
+    check_kind(state, name)
     B, _, Hk, e = v.shape
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     for field, tensor, shape in (("s", state.s, (B, Hk, dim, e)), ("z", state.z, (B, Hk, dim))):
@@ -111,7 +123,12 @@ def refuse(message: str) -> NoReturn:
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return _is_a(Integral, value)
+
+
+def _is_a(kind: type, value: object) -> bool:
+    """Whether it is such a number: numpy's are, what is true or false is none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _shape(tensor: Tensor) -> str:

@@ -7,17 +7,19 @@ phi is expanded on chip, and nothing but y (and the denominators, for the backwa
 
 from __future__ import annotations
 
-from functools import lru_cache
-
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from powerbench.kernels.power import attend_hopper
+from powerbench.kernels.power import attend_hopper, tables
 from powerbench.kernels.power.contract import contract
+from powerbench.kernels.power.scaling import split_scale
 from powerbench.kernels.power.sizes import StateSizes
 from powerbench.kernels.power.tiling import attend_tiles, brick, brick_counts, chunks, state_rows
+
+SMALLEST = tl.constexpr(2.0**-126)  # the smallest normal number of float32: a denominator below it is zero
 
 
 @triton.jit
@@ -37,8 +39,16 @@ def power(x, P: tl.constexpr):
 
 
 @triton.jit
+def inverse(den):
+    """1 / den; 0 for a denominator that is zero, or too small for float32 to hold its inverse: no such row counts."""
+    zero = tl.abs(den) < SMALLEST
+    return tl.where(zero, 0.0, 1.0 / tl.where(zero, 1.0, den))
+
+
+@triton.jit
 def attend_keys(
-    b_num, b_den, b_q, b_ai, b_li, a_ref, l_ref, o_i, o_j, p_k, p_v, p_a, p_l, length, stride_kt, stride_vt,
+    b_num, b_den, b_q, b_ai, b_li, a_ref, l_ref, factor, o_i, o_j, p_k, p_v, p_a, p_l, length,
+    stride_kt, stride_vt,
     P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr, NORMALIZE: tl.constexpr,
     DIAGONAL: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr,
 ):  # fmt: skip
@@ -55,7 +65,7 @@ def attend_keys(
     else:
         b_k = tl.load(p_kj).to(SCORES)
         b_v = tl.load(p_vj)
-    b_p = power(tl.dot(b_q, tl.trans(b_k), input_precision="ieee"), P)  # [BM, BN]
+    b_p = power(tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * factor, P)  # [BM, BN]
     if DIAGONAL:
         m_ij = o_i[:, None] >= o_j[None, :]
         if GATED:  # masked before the exponential, which could overflow above the diagonal
@@ -80,7 +90,7 @@ def attend_keys(
 
 @triton.jit(do_not_specialize=["seqlen", "n_chunks", "first", "n_blocks", "heads", "group"])
 def attend_kernel(
-    q_ptr, k_ptr, v_ptr, a_ptr, r_ptr, counts_ptr, counts_z_ptr, y_ptr, den_ptr, scale_p,
+    q_ptr, k_ptr, v_ptr, a_ptr, r_ptr, counts_ptr, counts_z_ptr, y_ptr, den_ptr, scale_p, factor,
     seqlen, chunk, n_chunks, first, n_blocks, elements, z_start,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     heads, group, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr,
@@ -130,11 +140,11 @@ def attend_kernel(
             # phi_p(q) . z = q . (phi_{p-1}(q)^T Z): Z is a state of degree p - 1 with k in the place of v.
             b_z = contract(
                 tl.zeros([BM, HEAD], tl.float32), p_q, m_i, p_r + z_start, counts_z_ptr, has_state,
-                P - 1, HEAD, HEAD, W, FIBRES_Z, COLS_Z, OP,
+                P - 1, HEAD, HEAD, W, FIBRES_Z, COLS_Z, OP, power(factor, P - 1),
             )  # fmt: skip
             b_x = tl.load(p_q[:, None] + tl.arange(0, HEAD)[None, :], mask=m_i[:, None], other=0.0)
-            b_den = tl.sum(b_z * b_x.to(tl.float32), 1)
-        b_num = contract(b_num, p_q, m_i, p_r, counts_ptr, has_state, P, HEAD, E, W, FIBRES, COLS, OP)
+            b_den = tl.sum(b_z * (b_x.to(tl.float32) * factor), 1)
+        b_num = contract(b_num, p_q, m_i, p_r, counts_ptr, has_state, P, HEAD, E, W, FIBRES, COLS, OP, power(factor, P))
         if GATED:  # up to the block's first row; from there on with the keys, below
             decay = tl.exp(a_ref) * (1 + l_ref)
             b_num *= decay
@@ -145,7 +155,8 @@ def attend_kernel(
     b_q = tl.load(p_q[:, None] + tl.arange(0, HEAD)[None, :], mask=m_i[:, None], other=0.0).to(SCORES)  # [BM, HEAD]
     for j in range(0, row_0, BN):
         b_num, b_den = attend_keys(
-            b_num, b_den, b_q, b_ai, b_li, a_ref, l_ref, o_i, j + o_j, p_k, p_v, p_a, p_l, length, stride_kt, stride_vt,
+            b_num, b_den, b_q, b_ai, b_li, a_ref, l_ref, factor, o_i, j + o_j, p_k, p_v, p_a, p_l, length,
+            stride_kt, stride_vt,
             P, HEAD, E, GATED, NORMALIZE, False, SCORES, OP,
         )  # fmt: skip
     if GATED:
@@ -154,7 +165,8 @@ def attend_kernel(
         b_den *= b_decay
     for j in range(row_0, tl.minimum(row_0 + BM, length), BN):
         b_num, b_den = attend_keys(
-            b_num, b_den, b_q, b_ai, b_li, a_ref, l_ref, o_i, j + o_j, p_k, p_v, p_a, p_l, length, stride_kt, stride_vt,
+            b_num, b_den, b_q, b_ai, b_li, a_ref, l_ref, factor, o_i, j + o_j, p_k, p_v, p_a, p_l, length,
+            stride_kt, stride_vt,
             P, HEAD, E, GATED, NORMALIZE, True, SCORES, OP,
         )  # fmt: skip
 
@@ -163,7 +175,8 @@ def attend_kernel(
         # Row 0 sees one key: rounded as its weight was, den makes y_0 exactly v_0. Else dy . v_0 - dy . y_0, which is
         # 0, would come out of the backward pass as an error over <q_0, k_0>.
         b_den = tl.where((o_i == 0) & (i_n < first), b_den.to(OP).to(tl.float32), b_den)
-        b_y = b_num / b_den[:, None]
+        zero = tl.abs(b_den) < SMALLEST  # such a row is 0, and has no gradient: `inverse`
+        b_y = tl.where(zero[:, None], 0.0, b_num / tl.where(zero, 1.0, b_den)[:, None])
         if SAVE_DEN:
             tl.store(den_ptr + o_row, b_den, mask=m_i)
     else:
@@ -171,11 +184,13 @@ def attend_kernel(
     tl.store(y_ptr + o_row[:, None] * E + tl.arange(0, E)[None, :], b_y.to(y_ptr.dtype.element_ty), mask=m_i[:, None])
 
 
-@lru_cache(maxsize=64)
 def brick_counts_on(device: torch.device, d: int, p: int, d_tile: int, rows: int) -> Tensor:
     """Bricks at each run of columns, int32 on the device: copied once."""
-    with torch.inference_mode(False):
-        return torch.tensor(brick_counts(d, p, d_tile, brick(d, p, d_tile, rows)), dtype=torch.int32, device=device)
+    return tables.on_device(device, _brick_counts, d, p, d_tile, rows)
+
+
+def _brick_counts(d: int, p: int, d_tile: int, rows: int) -> np.ndarray:
+    return np.array(brick_counts(d, p, d_tile, brick(d, p, d_tile, rows)), dtype=np.int32)
 
 
 def attend(
@@ -196,7 +211,8 @@ def attend(
     scores: tl.dtype,
     operand: tl.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    """y [B, T, H, e] in q's dtype and, if asked and normalised, the denominators float32 [B, T, H] (without scale).
+    """y [B, T, H, e] in q's dtype and, if asked and normalised, the denominators float32 [B, T, H] of the scores times
+    the factor of `split_scale`.
 
     q [B, T, H, d], k [B, T, Hk, d], v [B, T, Hk, e] with contiguous last dimension; a float32 [2, B, Hk, N, C] or None;
     r [B, Hk, N - first, elements] in the layout `sizes`, the states that come into the chunks from `first` on (None
@@ -216,10 +232,11 @@ def attend(
     shape, shape_z = (brick(d, degree, d_tile, rows) for degree in degrees)
     counts, counts_z = (brick_counts_on(q.device, d, degree, d_tile, rows) for degree in degrees)
     blocks = triton.cdiv(C, tiles.tokens)
+    factor, rest = split_scale(scale, p)
     y = torch.empty(B, T, H, e, dtype=q.dtype, device=q.device)
     den = torch.empty(B, T, H, dtype=torch.float32, device=q.device) if save_den and normalize else None
     attend_kernel[(blocks * N * B * H,)](
-        q, k, v, a, r, counts, counts_z, y, den, scale**p,
+        q, k, v, a, r, counts, counts_z, y, den, rest**p, factor,
         T, C, N, first, blocks, sizes.elements, sizes.z_start,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         heads=H, group=H // Hk, P=p, HEAD=d, E=e, W=d_tile, GATED=a is not None, NORMALIZE=normalize,

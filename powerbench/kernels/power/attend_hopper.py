@@ -33,10 +33,12 @@ from powerbench.kernels.power.contract_hopper import (
     state_steps_on,
 )
 from powerbench.kernels.power.hopper import copy_rows, row_copy, store_rows
+from powerbench.kernels.power.scaling import split_scale
 from powerbench.kernels.power.sizes import StateSizes
 from powerbench.kernels.power.tiling import Brick, chunks
 
 MILD = 60.0  # e^60 is far inside float32 and bf16
+SMALLEST = gl.constexpr(2.0**-126)  # the smallest normal number of float32
 
 
 class AttendTiles(NamedTuple):
@@ -58,6 +60,13 @@ class AttendTiles(NamedTuple):
 def lane_sums(x, M: gl.constexpr, N: gl.constexpr):
     """Sums of x [M, N] over the columns that one thread holds: [M, 4]; the rest is summed once, at the end."""
     return gl.sum(gl.sum(gl.reshape(x, [M, N // 8, 4, 2]), 3), 1)
+
+
+@gluon.jit
+def inverse(den):
+    """`attend.inverse`: 1 / den; 0 for a denominator that is zero, or too small for float32 to hold its inverse."""
+    zero = gl.abs(den) < SMALLEST
+    return gl.where(zero, 0.0, 1.0 / gl.where(zero, 1.0, den))
 
 
 @gluon.jit
@@ -86,7 +95,7 @@ def copy_keys(j, length, p_k, p_v, stride_kt, stride_vt, k_smem, v_smem, k_copy:
 
 @gluon.jit(do_not_specialize=["seqlen", "n_chunks", "first", "n_blocks", "heads", "group"])
 def attend_hopper_kernel(
-    q_ptr, k_ptr, v_ptr, a_ptr, r_ptr, steps_ptr, z_steps_ptr, y_ptr, den_ptr, scale_p,
+    q_ptr, k_ptr, v_ptr, a_ptr, r_ptr, steps_ptr, z_steps_ptr, y_ptr, den_ptr, scale_p, factor,
     seqlen, chunk, n_chunks, first, n_blocks, elements, z_start, n_steps, n_z_steps,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     heads, group, P: gl.constexpr, HEAD: gl.constexpr, E: gl.constexpr,
@@ -163,7 +172,9 @@ def attend_hopper_kernel(
                         b_z, p_r + z_start, z_steps_ptr, n_z_steps, f_pairs, x_pairs, columns,
                         P - 1, BM, HEAD, F, C, APART, LATE, num_warps,
                     )  # fmt: skip
-                b_x = q_smem.load(z_layout).to(gl.float32)
+                b_x = q_smem.load(z_layout).to(gl.float32) * factor
+                if P == 2:  # else its table of steps has the factor
+                    b_z = b_z * factor
                 den = gl.convert_layout(gl.sum(b_z * b_x, 1), row_layout)
             acc = contract_state(
                 acc, p_r, steps_ptr, n_steps, f_pairs, x_pairs, columns,
@@ -207,7 +218,7 @@ def attend_hopper_kernel(
         for step in range(n_before // STEPS):
             for i in gl.static_range(STEPS):
                 j = STEPS * step + i
-                b_p = powered(scores, P)
+                b_p = powered(scores * factor, P)
                 if GATED:
                     g_smem.index(j % 2).store(gl.exp(a_ref - b_g))
                     o_j = (j + 1) * BN + o_g
@@ -249,7 +260,7 @@ def attend_hopper_kernel(
             sums = sums * gl.convert_layout(b_lost, gl.SliceLayout(1, sums.type.layout))[:, None]
     for i in gl.static_range(BM // BN):
         j = n_before + i
-        b_p = powered(scores, P)
+        b_p = powered(scores * factor, P)
         o_j = i * BN + gl.arange(0, BN, layout=s_col)
         if GATED:
             g_smem.index(j % 2).store(gl.exp(a_ref - b_g))  # used where it is mild
@@ -288,7 +299,7 @@ def attend_hopper_kernel(
         # Row 0 sees one key: rounded as its weight was, den makes y_0 exactly v_0. Else dy . v_0 - dy . y_0, which is
         # 0, would come out of the backward pass as an error over <q_0, k_0>.
         den = gl.where((o_m == 0) & (row_0 == 0) & (i_n < first), den.to(gl.bfloat16).to(gl.float32), den)
-        b_scale = 1.0 / den
+        b_scale = inverse(den)
         if SAVE_DEN:
             if GATED:
                 den = gl.where(mild, den * b_decay, den)
@@ -328,16 +339,18 @@ def attend_hopper(
     tiles = tiles or _tiles(d, e)
     shape = state_brick(d_tile) or Brick(1, STATE_ROWS)
     blocks = triton.cdiv(C, tiles.rows)
+    factor, rest = split_scale(scale, p)
     y = torch.empty(B, T, H, e, dtype=q.dtype, device=q.device)
     den = torch.empty(B, T, H, dtype=torch.float32, device=q.device) if save_den and normalize else None
     steps = z_steps = None
     n_steps = n_z_steps = 0
     if r is not None:
-        steps = state_steps_on(q.device, d, p, d_tile, shape)
-        z_steps = state_steps_on(q.device, d, p - 1, d_tile, shape) if normalize and p > 2 else steps
+        steps = z_steps = state_steps_on(q.device, d, p, d_tile, shape, factor**p)
+        if normalize and p > 2:
+            z_steps = state_steps_on(q.device, d, p - 1, d_tile, shape, factor ** (p - 1))
         n_steps, n_z_steps = len(steps), len(z_steps)
     attend_hopper_kernel[(blocks * N * B * H,)](
-        q, k, v, a, r, steps, z_steps, y, den, scale**p,
+        q, k, v, a, r, steps, z_steps, y, den, rest**p, factor,
         T, C, N, first, blocks, sizes.elements, sizes.z_start, n_steps, n_z_steps,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         heads=H, group=H // Hk, P=p, HEAD=d, E=e, GATED=a is not None, NORMALIZE=normalize,

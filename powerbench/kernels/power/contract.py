@@ -37,9 +37,9 @@ def next_prefix(i_1, i_2, i_3, W: tl.constexpr, STEP: tl.constexpr, INDICES: tl.
 def contract(
     b_acc, p_x, m_t, p_r, counts_ptr, has_state,
     P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr, FIBRES: tl.constexpr, COLS: tl.constexpr,
-    OP: tl.constexpr,
+    OP: tl.constexpr, factor=1.0,
 ):  # fmt: skip
-    """b_acc float32 [BT, E] plus phi_P(x)^T R: p_x points at BT rows of x (mask m_t), p_r at R [D, E].
+    """b_acc float32 [BT, E] plus factor phi_P(x)^T R: p_x points at BT rows of x (mask m_t), p_r at R [D, E].
 
     One loop, so that the loads stay ahead of the products, walks the counts_ptr[c_0 / COLS] bricks at columns c_0 in
     the order of `brick_table`: i_1 fastest, each index ending where the tile of the next one ends. With has_state 0
@@ -53,7 +53,7 @@ def contract(
         b_x = tl.load(p_x[:, None] + (c_0 + o_col)[None, :], mask=m_t[:, None], other=0.0)  # [BT, COLS]
         if P == 1:
             b_r = tl.load(p_r + (c_0 + o_col)[:, None] * E + o_e[None, :]).to(OP)  # [ROWS, E]
-            b_acc = tl.dot(b_x.to(OP), b_r, b_acc, input_precision="ieee")
+            b_acc = tl.dot((b_x * factor).to(OP), b_r, b_acc, input_precision="ieee")
         else:
             i_1 = 0
             i_2 = 0
@@ -69,12 +69,12 @@ def contract(
                 p_row = p_r + o_row.to(tl.int64)[:, None] * E + o_e[None, :]
                 if WHOLE:
                     weight = brick_weight(i_1, i_2, i_3, c_0, P, W)
-                    b_phi = outer((b_c * weight).to(b_c.dtype), b_x, FIBRES, OP)  # [BT, ROWS]
+                    b_phi = outer(b_c * (weight * factor), b_x, FIBRES, OP)  # [BT, ROWS]
                     b_r = tl.load(p_row)  # [ROWS, E]
                 else:
                     o_1 = i_1 + tl.arange(0, FIBRES * COLS) // COLS
                     b_weight = brick_weight(o_1, i_2, i_3, c_0 + tl.arange(0, FIBRES * COLS) % COLS, P, W)
-                    b_phi = (outer(b_c, b_x, FIBRES, OP) * b_weight.to(tl.float32)[None, :]).to(OP)
+                    b_phi = (outer(b_c * factor, b_x, FIBRES, OP) * b_weight.to(tl.float32)[None, :]).to(OP)
                     b_r = tl.load(p_row, mask=m_row[:, None], other=0.0)
                 b_acc = tl.dot(b_phi, b_r.to(OP), b_acc, input_precision="ieee")
                 i_1, i_2, i_3 = next_prefix(i_1, i_2, i_3, W, FIBRES, P - 1)
@@ -96,12 +96,13 @@ def brick_weight(i_1, i_2, i_3, i_last, P: tl.constexpr, W: tl.constexpr):
 @triton.jit
 def contract_gradient(
     b_acc, p_x, m_t, b_dy, p_r, n_prefixes, has_state,
-    P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr, OP: tl.constexpr,
+    P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr, OP: tl.constexpr, factor=1.0,
 ):  # fmt: skip
-    """b_acc float32 [BT, HEAD] plus 1 / P of the gradient of phi_P(x)^T R with respect to x, given b_dy [BT, E].
+    """b_acc float32 [BT, HEAD] plus factor / P of the gradient of phi_P(x)^T R with respect to x, given b_dy [BT, E].
 
     b_dy is in dtype OP or that of x; n_prefixes = tspow_dim(HEAD, P - 1, W), the tuples (i_1, ..., i_{P-1}) with tiles
-    in order (1 where P is 1). With has_state 0 nothing is added.
+    in order (1 where P is 1, which takes no
+    factor). With has_state 0 nothing is added.
     """
     o_b = tl.arange(0, HEAD)
     b_1 = index_rows(o_b, o_b // W, 1, HEAD // W, W)  # where b is not the last index of its multiset
@@ -125,7 +126,7 @@ def contract_gradient(
                 else:
                     b_c *= tl.load(p_x + i_3, mask=m_t, other=0.0).to(tl.float32)
                     b_c *= arrangements(i_1 // W, i_2 // W, i_3 // W, 0, 3)
-            b_a = outer(b_c[:, None], b_dy, 1, OP)  # [BT, E]
+            b_a = outer((b_c * factor)[:, None], b_dy, 1, OP)  # [BT, E]
         b_acc = tl.dot(b_a, tl.trans(b_r.to(OP)), b_acc, input_precision="ieee")
         i_1, i_2, i_3 = next_prefix(i_1, i_2, i_3, W, 1, P - 1)
     return b_acc

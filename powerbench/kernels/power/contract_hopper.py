@@ -9,8 +9,6 @@ the way in and on the way out. Factors that multiply both halves are stored twic
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
+from powerbench.kernels.power import tables
 from powerbench.kernels.power.feature_map import feature_map
 from powerbench.kernels.power.hopper import (
     async_load,
@@ -308,12 +307,17 @@ def state_brick(d_tile: int) -> Brick | None:
     return Brick(fibres, columns) if columns >= 8 and d_tile % fibres == 0 else None
 
 
-@lru_cache(maxsize=64)
-def state_steps_on(device: torch.device, d: int, p: int, d_tile: int, shape: Brick) -> Tensor:
+def state_steps_on(
+    device: torch.device, d: int, p: int, d_tile: int, shape: Brick, factor: float = 1.0
+) -> Tensor:  # fmt: skip
     """The steps of `contract_state`, one a brick, int32 [steps, STEP_FIELDS], on the device.
 
-    A multiple of STAGES: the last may weigh 0.
+    A multiple of STAGES: the last may weigh 0. Multiplicities are times `factor`, a power of two.
     """
+    return tables.on_device(device, _state_steps, d, p, d_tile, shape, factor)
+
+
+def _state_steps(d: int, p: int, d_tile: int, shape: Brick, factor: float) -> np.ndarray:
     first, rows = brick_table(d, p, d_tile, shape), brick_row_table(d, p, d_tile, shape)
     number = len(first)
     steps = np.zeros((number + -number % STAGES.value, STEP_FIELDS.value), dtype=np.int32)
@@ -322,23 +326,28 @@ def state_steps_on(device: torch.device, d: int, p: int, d_tile: int, shape: Bri
     steps[:number, 2] = first[:, 1] // shape.fibres
     steps[:number, 3] = first[:, 0] // shape.columns
     steps[:number, 4:6] = first[:, 2:]
-    steps[:number, 6] = _pairs(feature_map(d, p, d_tile).multiplicity[rows[:, 0]])
-    with torch.inference_mode(False):
-        return torch.from_numpy(steps).to(device)
+    steps[:number, 6] = _pairs(factor * feature_map(d, p, d_tile).multiplicity[rows[:, 0]])
+    return steps
 
 
-@lru_cache(maxsize=64)
-def prefix_steps_on(device: torch.device, d: int, p: int, d_tile: int) -> tuple[Tensor, Tensor]:
+def prefix_steps_on(
+    device: torch.device, d: int, p: int, d_tile: int, factor: float = 1.0
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The steps of `contract_gradient_state` and its rows, int32 [steps, STEP_FIELDS] and [steps, d], on the device.
 
     One step a prefix (i_1, ..., i_{p-1}) of `feature_map`, p at least 2; a multiple of STAGES: the last may weigh 0.
+    Multiplicities are times `factor`, a power of two.
     """
+    return tables.on_device(device, _prefix_steps, d, p, d_tile, factor)
+
+
+def _prefix_steps(d: int, p: int, d_tile: int, factor: float) -> tuple[np.ndarray, np.ndarray]:
     prefixes = feature_map(d, p - 1, d_tile)
     number = len(prefixes.indices)
     steps = np.zeros((number + -number % STAGES.value, STEP_FIELDS.value), dtype=np.int32)
     steps[:number, 2] = prefixes.indices[:, 0]
     steps[:number, 4 : 3 + p - 1] = prefixes.indices[:, 1:]
-    steps[:number, 6] = _pairs(prefixes.multiplicity)
+    steps[:number, 6] = _pairs(factor * prefixes.multiplicity)
     fm = feature_map(d, p, d_tile)
     powers = d ** np.arange(p, dtype=np.int64)
     keys = np.sort(fm.indices.astype(np.int64), axis=1) @ powers
@@ -349,10 +358,10 @@ def prefix_steps_on(device: torch.device, d: int, p: int, d_tile: int) -> tuple[
     wanted = np.sort(tuples, axis=1) @ powers
     rows = np.zeros((len(steps), d), dtype=np.int32)
     rows[:number] = order[np.searchsorted(keys[order], wanted)].reshape(number, d)
-    with torch.inference_mode(False):
-        return torch.from_numpy(steps).to(device), torch.from_numpy(rows).to(device)
+    return steps, rows
 
 
 def _pairs(multiplicity: np.ndarray) -> np.ndarray:
-    """int32: each multiplicity twice in bf16, which holds 1 to 24 exactly."""
-    return torch.from_numpy(multiplicity).to(torch.bfloat16)[:, None].repeat(1, 2).view(torch.int32)[:, 0].numpy()
+    """int32: each multiplicity twice in bf16, which holds 1 to 24, times a power of two, exactly."""
+    halves = multiplicity.astype(np.float32).view(np.int32) >> 16  # bf16 is the upper half of float32
+    return halves << 16 | halves

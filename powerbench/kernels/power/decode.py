@@ -8,8 +8,10 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from powerbench.kernels.power import tables
 from powerbench.kernels.power.arguments import (
     as_autocast,
+    check_kind,
     check_options,
     check_state,
     check_tensors,
@@ -87,25 +89,30 @@ def power_attention_step(
     )
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g)):
         refuse("an input requires grad, and a step is not differentiable; call it under torch.no_grad()")
+    not tables.transformed() or refuse(
+        "a step was called under a transform of torch.func (vmap, grad, jvp), and can be neither mapped nor "
+        "differentiated; its batch takes many sequences, and power_attention with initial_state takes transforms"
+    )
     d_tile = d_tile or choose_d_tile(p, d, q.device.type)
     dim = tspow_dim(d, p, d_tile)
     if state is None:
         state = _zero_state(q, v, dim)
     else:
         _check(state, q, v, dim)
+        _check_constant(state)
         state = _in_place(state) if in_place else _copied(state)
     step = torch_step
     if use_triton(backend, q, v):
-        from powerbench.kernels.power.triton_decode import triton_step  # noqa: PLC0415  triton is optional
+        from powerbench.kernels.power.triton_step_op import triton_step  # noqa: PLC0415  triton is optional
 
         step = triton_step
-    with torch.autocast(q.device.type, enabled=False) if cast else nullcontext():
+    with torch.autocast(q.device.type, enabled=False) if cast else nullcontext(), tables.mode_of(q):
         y = step(
             q, k, v, log_g, state,
             p=p,
             d_tile=d_tile,
             scale=d**-0.5 if scale is None else float(scale),
-            normalize=normalized_by_default(p) if normalize is None else normalize,
+            normalize=normalized_by_default(p) if normalize is None else bool(normalize),
         )  # fmt: skip
     return y, state
 
@@ -116,10 +123,13 @@ def fold_lazy_state(state: LazyState, *, p: int = 2, d_tile: int | None = None) 
     p and d_tile as in `power_attention_step`. Raises ValueError as that does.
     """
     isinstance(state, LazyState) or refuse(f"state is {type(state).__name__}; it must be a LazyState")
+    _check_window(state)
     d = state.k.shape[-1]
     check_options(p, d, chunk_size=None, d_tile=d_tile, scale=None, normalize=None)
-    d_tile = d_tile or choose_d_tile(p, d, state.k.device.type)
+    p = operator.index(p)
+    d_tile = choose_d_tile(p, d, state.k.device.type) if d_tile is None else operator.index(d_tile)
     _check(state, state.k, state.v, tspow_dim(d, p, d_tile))
+    _check_constant(state)
     copy = _copied(state)
     fold(copy, p=p, d_tile=d_tile)
     return copy.state
@@ -131,10 +141,29 @@ def _zero_state(q: Tensor, v: Tensor, dim: int) -> PowerState:
     return PowerState(v.new_zeros(B, heads, dim, e, dtype=dtype), v.new_zeros(B, heads, dim, dtype=dtype))
 
 
+def _check_window(state: LazyState) -> None:
+    """That its fields are what can be asked for shapes."""
+    check_kind(state.state, "state.state")
+    for name in ("k", "v", "a", "count"):
+        x = getattr(state, name)
+        isinstance(x, Tensor) or refuse(f"state.{name} is {type(x).__name__}; it must be a tensor")
+    for name in ("k", "v"):
+        x = getattr(state, name)
+        x.ndim == 4 or refuse(f"state.{name} is {list(x.shape)}; it must be [batch, window, kv_heads, dim]")
+
+
+def _check_constant(state: PowerState | LazyState) -> None:
+    """That no gradient is asked for through the state."""
+    fields = [*state.state, *state[1:]] if isinstance(state, LazyState) else state
+    if torch.is_grad_enabled() and any(x.requires_grad for x in fields):
+        refuse("the state requires grad, and a step is not differentiable; detach it, or call under torch.no_grad()")
+
+
 def _check(state: PowerState | LazyState, q: Tensor, v: Tensor, dim: int) -> None:
     if not isinstance(state, LazyState):
         check_state(state, q, v, dim, "state", low=True)
         return
+    _check_window(state)
     check_state(state.state, q, v, dim, "state.state", low=True)
     B, _, heads, e = v.shape
     for name, shape, dtype in (
@@ -160,8 +189,11 @@ def _copied(state: PowerState | LazyState) -> PowerState | LazyState:
 def _in_place(state: PowerState | LazyState) -> PowerState | LazyState:
     """The state, if what is written to it as one batch of heads reaches its memory."""
     for name, x in zip("sz", state if isinstance(state, PowerState) else state.state, strict=True):
-        one_batch = x.flatten(0, 1).data_ptr() == x.data_ptr()  # a view, not a copy
-        (one_batch and x[0, 0].is_contiguous()) or refuse(
+        B, heads = x.shape[:2]
+        apart = x.stride(1) if heads > 1 else x.stride(0)
+        even = B == 1 or heads == 1 or x.stride(0) == heads * apart  # flatten(0, 1) is a view, not a copy
+        distinct = B * heads == 1 or apart >= x[0, 0].numel()
+        (even and distinct and x[0, 0].is_contiguous()) or refuse(
             f"{name} of the state has strides {x.stride()}; in_place needs heads that are contiguous, evenly spaced"
         )
     return state

@@ -16,12 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from powerbench.kernels.power import query_gradient_hopper
-from powerbench.kernels.power.attend import brick_counts_on, power
+from powerbench.kernels.power.attend import brick_counts_on, inverse, power
 from powerbench.kernels.power.contract import contract, contract_gradient
 from powerbench.kernels.power.contract_hopper import state_brick
 from powerbench.kernels.power.feature_map import tspow_dim
 from powerbench.kernels.power.key_value_hopper import key_value_attention_hopper
 from powerbench.kernels.power.key_value_state_hopper import key_value_state_hopper
+from powerbench.kernels.power.scaling import split_scale
 from powerbench.kernels.power.sizes import StateSizes
 from powerbench.kernels.power.tiling import brick, chunks, key_value_gradient_tiles, state_rows
 
@@ -29,11 +30,11 @@ from powerbench.kernels.power.tiling import brick, chunks, key_value_gradient_ti
 @triton.jit
 def gradient_of_keys(
     b_dk, b_dv, b_kdk, b_k, b_v, b_aj, b_lj, a_ref, l_ref, o_i, o_j, i_g, p_q, p_dy, p_den, p_delta, p_a, p_l,
-    scale_p, length, stride_qt, stride_qh, stride_dyt, stride_dyh,
+    scale_p, factor, length, stride_qt, stride_qh, stride_dyt, stride_dyh,
     heads, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr,
     NORMALIZE: tl.constexpr, DIAGONAL: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr,
 ):  # fmt: skip
-    """(b_dk, b_dv, b_kdk), dk and k . dk without their p, plus the queries o_i [BM] of head i_g.
+    """(b_dk, b_dv, b_kdk), dk without its p and factor, k . dk without p, plus the queries o_i [BM] of head i_g.
 
     Off the diagonal gates count to a_ref. Sums of gates are pairs (a, l), as `gates` writes them.
     """
@@ -50,8 +51,8 @@ def gradient_of_keys(
     b_w = tl.zeros([o_i.shape[0]], tl.float32) + scale_p  # [BM]
     if NORMALIZE:
         o_row = o_i.to(tl.int64) * heads + i_g
-        b_w = 1 / tl.load(p_den + o_row, mask=m_i, other=1.0)
-    b_s = tl.dot(b_k, tl.trans(b_q.to(SCORES)), input_precision="ieee")  # [BN, BM]
+        b_w = inverse(tl.load(p_den + o_row, mask=m_i, other=1.0))
+    b_s = tl.dot(b_k, tl.trans(b_q.to(SCORES)), input_precision="ieee") * factor  # [BN, BM]
     b_f = power(b_s, P - 1)
     if GATED:
         b_ai = tl.load(p_a + tl.minimum(o_i, length - 1))
@@ -79,7 +80,7 @@ def gradient_of_keys(
 @triton.jit(do_not_specialize=["seqlen", "n_chunks", "n_future", "n_blocks", "kv_heads"])
 def key_value_gradient_kernel(
     dy_ptr, q_ptr, k_ptr, v_ptr, den_ptr, delta_ptr, a_ptr, e_ptr, counts_ptr, counts_z_ptr, dk_ptr, dv_ptr, kdk_ptr,
-    scale_p, seqlen, chunk, n_chunks, n_future, n_blocks, elements, z_start, z_width, n_prefixes,
+    scale_p, factor, seqlen, chunk, n_chunks, n_future, n_blocks, elements, z_start, z_width, n_prefixes,
     stride_dyb, stride_dyt, stride_dyh, stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
     stride_vb, stride_vt, stride_vh,
     kv_heads, GROUP: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr,
@@ -152,6 +153,7 @@ def key_value_gradient_kernel(
 
     # After the block's last row exp(a_i - a_j) is exp(a_i - a_ref) * exp(a_ref - a_j), a_ref that row's: both are at
     # most 1, and the exponentials are of vectors instead of a [BN, BM] tile.
+    b_dk *= 1 / factor
     b_k = tl.load(p_k[:, None] + o_d[None, :], mask=m_j[:, None], other=0.0).to(SCORES)  # [BN, HEAD]
     b_v = b_v.to(SCORES)
     after = row_0 + tl.maximum(BM, BN)
@@ -160,7 +162,8 @@ def key_value_gradient_kernel(
         b_dk, b_dv, b_kdk = gradient_of_keys(
             b_dk, b_dv, b_kdk, b_k, b_v, b_aj, b_lj, a_ref, l_ref,
             after + step // GROUP * BM + o_i, o_j, step % GROUP,
-            p_q, p_dy, p_den, p_delta, p_a, p_l, scale_p, length, stride_qt, stride_qh, stride_dyt, stride_dyh,
+            p_q, p_dy, p_den, p_delta, p_a, p_l, scale_p, factor, length,
+            stride_qt, stride_qh, stride_dyt, stride_dyh,
             kv_heads * GROUP, P, HEAD, E, GATED, NORMALIZE, False, SCORES, OP,
         )  # fmt: skip
     if GATED:
@@ -173,11 +176,12 @@ def key_value_gradient_kernel(
         b_dk, b_dv, b_kdk = gradient_of_keys(
             b_dk, b_dv, b_kdk, b_k, b_v, b_aj, b_lj, a_ref, l_ref,
             row_0 + step // GROUP * BM + o_i, o_j, step % GROUP,
-            p_q, p_dy, p_den, p_delta, p_a, p_l, scale_p, length, stride_qt, stride_qh, stride_dyt, stride_dyh,
+            p_q, p_dy, p_den, p_delta, p_a, p_l, scale_p, factor, length,
+            stride_qt, stride_qh, stride_dyt, stride_dyh,
             kv_heads * GROUP, P, HEAD, E, GATED, NORMALIZE, True, SCORES, OP,
         )  # fmt: skip
 
-    b_dk *= P
+    b_dk *= P * factor
     o_out = row_out + o_j * kv_heads  # int64 [BN]: rows of dk, dv and k . dk
     if GATED:
         tl.store(kdk_ptr + o_out, b_kdk * P, mask=m_j)
@@ -232,8 +236,9 @@ def key_value_gradient(
     shape, shape_z = (brick(d, degree, d_tile, rows) for degree in degrees)
     counts, counts_z = (brick_counts_on(q.device, d, degree, d_tile, rows) for degree in degrees)
     blocks = triton.cdiv(C, tiles.rows)
+    factor, rest = split_scale(scale, p)
     key_value_gradient_kernel[(blocks * N * B * Hk,)](
-        dy, q, k, v, den, delta, a, dr, counts, counts_z, dk, dv, kdk, scale**p,
+        dy, q, k, v, den, delta, a, dr, counts, counts_z, dk, dv, kdk, rest**p, factor,
         T, C, N, 0 if dr is None else dr.shape[2], blocks, sizes.elements, sizes.z_start, sizes.z_width,
         tspow_dim(d, p - 1, d_tile) if p > 1 else 1,
         *dy.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],

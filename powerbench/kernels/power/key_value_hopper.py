@@ -22,8 +22,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
-from powerbench.kernels.power.attend_hopper import MILD, powered
+from powerbench.kernels.power.attend_hopper import MILD, inverse, powered
 from powerbench.kernels.power.hopper import copy_rows, row_copy, store_rows
+from powerbench.kernels.power.scaling import split_scale
 from powerbench.kernels.power.tiling import chunks
 
 
@@ -84,25 +85,45 @@ def load_weights(step, n_after, row_0, length, p_den, p_delta, p_a, line: gl.con
 
 
 @gluon.jit
-def store_weights(slot, b_den, b_delta, b_loss, w_smem, delta_smem, GATED: gl.constexpr, NORMALIZE: gl.constexpr):
-    """r_i exp(b_loss) and delta_i to shared memory, without r_i where it is the same for all."""
+def factor_after(factor, P: gl.constexpr):
+    """What makes factor^p s^(p-1) of s^(p-1), or of (factor s)^(p-1) where that is a power at all."""
+    return factor if P >= 3 else powered(factor, P)
+
+
+@gluon.jit
+def store_weights(
+    slot,
+    b_den,
+    b_delta,
+    b_loss,
+    factor,
+    w_smem,
+    delta_smem,
+    P: gl.constexpr,
+    GATED: gl.constexpr,
+    NORMALIZE: gl.constexpr,
+):
+    """r_i exp(b_loss), and the factor of `weighted`, and delta_i to shared memory; no r_i where it is one for all."""
+    after = factor_after(factor, P)
     if NORMALIZE:
-        b_w = 1.0 / b_den
+        b_w = inverse(b_den) * after
         if GATED:
             b_w = b_w * gl.exp(b_loss)
         w_smem.index(slot).store(b_w)
         delta_smem.index(slot).store(b_delta)
     elif GATED:
-        w_smem.index(slot).store(gl.exp(b_loss))
+        w_smem.index(slot).store(gl.exp(b_loss) * after)
 
 
 @gluon.jit
-def weighted(slot, b_s, w_smem, P: gl.constexpr, WEIGHTED: gl.constexpr):
-    """s^(p-1) times the weight of its query: float32 as b_s [BM, BN]."""
+def weighted(slot, b_s, factor, w_smem, P: gl.constexpr, WEIGHTED: gl.constexpr):
+    """factor^p s^(p-1) times the weight of its query: float32 as b_s [BM, BN]."""
     s_col: gl.constexpr = gl.SliceLayout(0, b_s.type.layout)
-    b_f = powered(b_s, P - 1)
-    if WEIGHTED:
+    b_f = powered(b_s * factor if P >= 3 else b_s, P - 1)
+    if WEIGHTED:  # the factor is in the weight
         b_f = b_f * w_smem.index(slot).load(s_col)[None, :]
+    else:
+        b_f = b_f * factor_after(factor, P)
     return b_f
 
 
@@ -140,7 +161,7 @@ def add_products(
 
 
 @gluon.jit
-def diagonal(block, slot, mild, b_s, b_da, b_aj, p_a, rows_left, w_smem, delta_smem, p_layout: gl.constexpr,
+def diagonal(block, slot, mild, b_s, b_da, b_aj, p_a, rows_left, factor, w_smem, delta_smem, p_layout: gl.constexpr,
              ds_layout: gl.constexpr, P: gl.constexpr, GATED: gl.constexpr, NORMALIZE: gl.constexpr):  # fmt: skip
     """`operands` of a block on the diagonal, where only queries from a key on count. p_a is that of the first key."""
     BM: gl.constexpr = b_s.shape[0]
@@ -148,7 +169,7 @@ def diagonal(block, slot, mild, b_s, b_da, b_aj, p_a, rows_left, w_smem, delta_s
     s_layout: gl.constexpr = b_s.type.layout
     o_j = gl.arange(0, BM, layout=gl.SliceLayout(1, s_layout))
     o_i = block * BN + gl.arange(0, BN, layout=gl.SliceLayout(0, s_layout))
-    b_f = weighted(slot, b_s, w_smem, P, GATED or NORMALIZE)
+    b_f = weighted(slot, b_s, factor, w_smem, P, GATED or NORMALIZE)
     if GATED and not mild:
         b_ai = gl.load(p_a + gl.minimum(o_i, rows_left - 1))
         b_f = b_f * gl.exp(gl.minimum(b_ai[None, :] - b_aj[:, None], 0.0))  # before the mask it could overflow
@@ -158,7 +179,7 @@ def diagonal(block, slot, mild, b_s, b_da, b_aj, p_a, rows_left, w_smem, delta_s
 
 @gluon.jit(do_not_specialize=["seqlen", "n_chunks", "n_blocks", "heads"])
 def key_value_hopper_kernel(
-    dy_ptr, q_ptr, k_ptr, v_ptr, den_ptr, delta_ptr, a_ptr, dk_ptr, dv_ptr, kdk_ptr, scale_p,
+    dy_ptr, q_ptr, k_ptr, v_ptr, den_ptr, delta_ptr, a_ptr, dk_ptr, dv_ptr, kdk_ptr, scale_p, factor,
     seqlen, chunk, n_chunks, n_blocks,
     stride_dyb, stride_dyt, stride_dyh, stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
     stride_vb, stride_vt, stride_vh,
@@ -249,7 +270,7 @@ def key_value_hopper_kernel(
     b_s, b_da = warpgroup_mma_wait(0, deps=[b_s, b_da])
     async_copy.wait_group(STAGES - 3)  # for its barrier: without it the compiler puts one into the loop
     for step in range(n_off):
-        store_weights(step % 2, b_den, b_delta, b_a - a_ref, w_smem, delta_smem, GATED, NORMALIZE)
+        store_weights(step % 2, b_den, b_delta, b_a - a_ref, factor, w_smem, delta_smem, P, GATED, NORMALIZE)
         b_den, b_delta, b_a = load_weights(
             step + 1, n_after, row_0, length, p_den, p_delta, p_a, line, heads, GROUP, GATED, NORMALIZE, BM, BN
         )
@@ -259,7 +280,7 @@ def key_value_hopper_kernel(
             q_smem, dy_smem, q_copy, dy_copy, GROUP, BM, BN, HEAD, E, STAGES,
         )  # fmt: skip
         async_copy.wait_group(STAGES - 3)  # and the barrier of w_smem and delta_smem
-        b_f = weighted(step % 2, b_s, w_smem, P, GATED or NORMALIZE)
+        b_f = weighted(step % 2, b_s, factor, w_smem, P, GATED or NORMALIZE)
         b_p, b_ds = operands(step % 2, b_f, b_s, b_da, delta_smem, p_layout, ds_layout, NORMALIZE)
         b_s, b_da, b_dv, b_dk = add_products(
             b_p, b_ds, b_s, b_da, b_dv, b_dk, no_scores, step, k_smem, v_smem, q_smem, dy_smem, False
@@ -272,7 +293,7 @@ def key_value_hopper_kernel(
     for u in range(BM // BN * GROUP - 1):
         step = n_off + u
         store_weights(
-            step % 2, b_den, b_delta, gl.where(mild, b_a - a_ref, 0.0), w_smem, delta_smem, GATED, NORMALIZE
+            step % 2, b_den, b_delta, gl.where(mild, b_a - a_ref, 0.0), factor, w_smem, delta_smem, P, GATED, NORMALIZE
         )  # fmt: skip
         b_den, b_delta, b_a = load_weights(
             step + 1, n_after, row_0, length, p_den, p_delta, p_a, line, heads, GROUP, GATED, NORMALIZE, BM, BN
@@ -283,18 +304,20 @@ def key_value_hopper_kernel(
         )  # fmt: skip
         async_copy.wait_group(STAGES - 3)
         b_p, b_ds = diagonal(
-            u // GROUP, step % 2, mild, b_s, b_da, b_aj, p_a_here, rows_left, w_smem, delta_smem, p_layout, ds_layout,
-            P, GATED, NORMALIZE,
+            u // GROUP, step % 2, mild, b_s, b_da, b_aj, p_a_here, rows_left, factor, w_smem, delta_smem,
+            p_layout, ds_layout, P, GATED, NORMALIZE,
         )  # fmt: skip
         b_s, b_da, b_dv, b_dk = add_products(
             b_p, b_ds, b_s, b_da, b_dv, b_dk, no_scores, step, k_smem, v_smem, q_smem, dy_smem, False
         )
     step = n_steps - 1
-    store_weights(step % 2, b_den, b_delta, gl.where(mild, b_a - a_ref, 0.0), w_smem, delta_smem, GATED, NORMALIZE)
+    store_weights(
+        step % 2, b_den, b_delta, gl.where(mild, b_a - a_ref, 0.0), factor, w_smem, delta_smem, P, GATED, NORMALIZE
+    )
     async_copy.wait_group(0)
     b_p, b_ds = diagonal(
-        BM // BN - 1, step % 2, mild, b_s, b_da, b_aj, p_a_here, rows_left, w_smem, delta_smem, p_layout, ds_layout,
-        P, GATED, NORMALIZE,
+        BM // BN - 1, step % 2, mild, b_s, b_da, b_aj, p_a_here, rows_left, factor, w_smem, delta_smem,
+        p_layout, ds_layout, P, GATED, NORMALIZE,
     )  # fmt: skip
     b_s, b_da, b_dv, b_dk = add_products(
         b_p, b_ds, b_s, b_da, b_dv, b_dk, no_scores, step, k_smem, v_smem, q_smem, dy_smem, True
@@ -347,8 +370,9 @@ def key_value_attention_hopper(
     C, N = chunks(T, chunk_size)
     tiles = tiles or _tiles(d, e)
     blocks = triton.cdiv(C, tiles.keys)
+    factor, rest = split_scale(scale, p)
     key_value_hopper_kernel[(blocks * N * B * Hk,)](
-        dy, q, k, v, den if normalize else None, delta if normalize else None, a, dk, dv, kdk, scale**p,
+        dy, q, k, v, den if normalize else None, delta if normalize else None, a, dk, dv, kdk, rest**p, factor,
         T, C, N, blocks,
         *dy.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         heads=H, GROUP=H // Hk, P=p, HEAD=d, E=e, GATED=a is not None, NORMALIZE=normalize, ADD=add,

@@ -9,13 +9,16 @@ from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from powerbench.kernels.power import tiling
+from powerbench.kernels.power import tables, tiling
 from powerbench.kernels.power.arguments import (
     MAX_DEGREE,
     as_autocast,
+    check_kind,
     check_options,
     check_state,
     check_tensors,
@@ -67,9 +70,13 @@ def power_attention(
             run of a reentrant checkpoint among them.
         d_tile: divisor of d that sets the tiling of the state, hence its dimension D = tspow_dim(d, p, d_tile) and the
             order of its rows. None: chosen; a call that continues from a state must use that state's d_tile.
-        scale: of <q, k>. None: 1 / sqrt(d).
+        scale: of <q, k>, taken before the power p also where it cancels. None: 1 / sqrt(d). q and k may be large as
+            long as (scale <q, k>)^p is in the range of float32 (of float64 for float64), and, with more than one chunk
+            or a state, |q|^p, |k|^p and the state, which hold no scale. Gradients of normalised outputs through states
+            of the Triton backend also need 1 / sum_j <q, k_j>^p: <q, k> up to 1e18 at p = 2, 1e9 at p = 4.
         normalize: None: on for even p, off for odd p; odd p cannot be normalised, as its weights can sum to zero. A row
-            whose weights are all zero (a query orthogonal to every key) is 0 / 0 = nan.
+            whose weights sum to zero (padding with zeros, a query orthogonal to every key, powers that underflow) is
+            0 and has no gradient. Zero is what lies below 2^-126 (in float64 2^-1022), after `scale`.
         initial_state: what came before, as returned by an earlier call with the same p and d_tile.
         return_state: also return the state after the last token.
         backend: "torch" (any device), "triton" (CUDA), or "auto": Triton where it can serve the call (CUDA, head
@@ -119,6 +126,9 @@ def power_attention(
     d, e = operator.index(q.shape[-1]), operator.index(v.shape[-1])
     check_options(p, d, chunk_size=chunk_size, d_tile=d_tile, scale=scale, normalize=normalize)
     p, d_tile = operator.index(p), None if d_tile is None else operator.index(d_tile)
+    chunk_size = int(chunk_size) if isinstance(chunk_size, np.integer) else chunk_size  # torch.compile leaves it open
+    if initial_state is not None:
+        check_kind(initial_state, "initial_state")
     chunk_size, d_tile = choose(
         p, d, e, q.shape[1], q.device.type, chunk_size, d_tile,
         gradients=needs_grad(q, k, v, log_g, initial_state),
@@ -126,28 +136,28 @@ def power_attention(
     )  # fmt: skip
     if initial_state is not None:
         check_state(initial_state, q, v, tspow_dim(d, p, d_tile), "initial_state")
-    forward = _triton_attention() if use_triton(backend, q, v) else torch_forward
-    with torch.autocast(q.device.type, enabled=False) if cast else nullcontext():
+    forward = _triton_attention() if use_triton(backend, q, v, k, log_g, *(initial_state or ())) else torch_forward
+    with torch.autocast(q.device.type, enabled=False) if cast else nullcontext(), tables.mode_of(q):
         y, state = forward(
             q, k, v, log_g,
             p=p,
             chunk_size=chunk_size,
             d_tile=d_tile,
             scale=d**-0.5 if scale is None else float(scale),
-            normalize=normalized_by_default(p) if normalize is None else normalize,
+            normalize=normalized_by_default(p) if normalize is None else bool(normalize),
             initial_state=initial_state,
             return_state=return_state,
         )  # fmt: skip
     return y if state is None else (y, state)
 
 
-def use_triton(backend: str, q: Tensor, v: Tensor) -> bool:
-    """Which backend runs; ValueError when the one that was asked for cannot."""
+def use_triton(backend: str, q: Tensor, v: Tensor, *others: Tensor | None) -> bool:
+    """Which backend runs; ValueError when the one that was asked for cannot. `others`: what else is differentiable."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend is {backend!r}; allowed are {', '.join(get_args(Backend))}")
     if backend == "auto":
         sizes = q.shape[-1] in tiling.HEAD_DIMS and v.shape[-1] in tiling.HEAD_DIMS and q.dtype != torch.float64
-        return q.is_cuda and sizes and _has_triton()
+        return q.is_cuda and sizes and _has_triton() and not (tables.transformed() or _has_tangents(q, v, *others))
     if backend == "triton" and not _has_triton():
         raise ValueError('backend is "triton", and triton is not installed (pip install powerbench[gpu])')
     if backend == "triton" and not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
@@ -155,7 +165,22 @@ def use_triton(backend: str, q: Tensor, v: Tensor) -> bool:
             f'backend is "triton" with tensors on {q.device}; it needs CUDA tensors, or TRITON_INTERPRET=1 set before '
             "triton is imported, to interpret its kernels"
         )
+    if backend == "triton" and tables.transformed():
+        raise ValueError(
+            'backend is "triton" under a transform of torch.func; its kernels have no vmap, grad or jvp there: use '
+            'backend="torch"'
+        )
+    if backend == "triton" and _has_tangents(q, v, *others):
+        raise NotImplementedError(
+            'backend is "triton" with tangents of forward mode; its kernels have no jvp: use backend="torch"'
+        )
     return backend == "triton"
+
+
+def _has_tangents(*tensors: Tensor | None) -> bool:
+    if not tables.differentiated_forward():
+        return False
+    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 @constant_result  # torch.compile cannot trace the search for a package, and need not

@@ -1,6 +1,6 @@
 """query_gradient: dq of every row, from the state that came into its chunk and from the keys of the chunk before it.
 
-With r_i = 1 / den_i (scale^p where the output is not normalised) and delta_i = dy_i . y_i (else 0):
+With r_i = 1 / den_i, 0 where den_i is 0 (scale^p where the output is not normalised) and delta_i = dy_i . y_i (else 0):
 
     dq_i = p r_i sum_{j <= i} exp(a_i - a_j) s_ij^{p-1} (dy_i . v_j - delta_i) k_j                   keys of the chunk
          + p r_i exp(a_i) (1/p grad_q (phi(q_i)^T R dy_i) - delta_i phi_{p-1}(q_i)^T Z)              everything before
@@ -20,16 +20,17 @@ import triton.language as tl
 from torch import Tensor
 
 from powerbench.kernels.power import query_gradient_hopper
-from powerbench.kernels.power.attend import brick_counts_on, power
+from powerbench.kernels.power.attend import brick_counts_on, inverse, power
 from powerbench.kernels.power.contract import contract, contract_gradient
 from powerbench.kernels.power.feature_map import tspow_dim
+from powerbench.kernels.power.scaling import split_scale
 from powerbench.kernels.power.sizes import StateSizes
 from powerbench.kernels.power.tiling import brick, chunks, query_gradient_tiles, state_rows
 
 
 @triton.jit
 def gradient_of_queries(
-    b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, b_li, a_ref, l_ref, o_i, o_j, p_k, p_v, p_a, p_l, length,
+    b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, b_li, a_ref, l_ref, factor, o_i, o_j, p_k, p_v, p_a, p_l, length,
     stride_kt, stride_vt,
     P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr, NORMALIZE: tl.constexpr,
     DIAGONAL: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr,
@@ -49,7 +50,7 @@ def gradient_of_queries(
         b_ds -= b_delta[:, None]
     if P >= 2 or GATED:
         b_s = tl.dot(b_q, tl.trans(b_k.to(SCORES)), input_precision="ieee")  # [BM, BN]
-        b_ds *= power(b_s, P - 1)
+        b_ds *= power(b_s * factor, P - 1)
     if DIAGONAL:
         m_ij = o_i[:, None] >= o_j[None, :]
         if GATED:  # masked before the exponential, which could overflow above the diagonal
@@ -68,7 +69,7 @@ def gradient_of_queries(
 @triton.jit(do_not_specialize=["seqlen", "n_chunks", "first", "n_blocks", "heads", "group"])
 def query_gradient_kernel(
     dy_ptr, q_ptr, k_ptr, v_ptr, y_ptr, den_ptr, a_ptr, r_ptr, counts_z_ptr,
-    dq_ptr, delta_ptr, w_ptr, zw_ptr, qdq_ptr, scale_p,
+    dq_ptr, delta_ptr, w_ptr, zw_ptr, qdq_ptr, scale_p, factor,
     seqlen, chunk, n_chunks, first, n_blocks, elements, z_start, n_prefixes,
     stride_dyb, stride_dyt, stride_dyh, stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
     stride_vb, stride_vt, stride_vh, stride_yb, stride_yt, stride_yh,
@@ -115,7 +116,7 @@ def query_gradient_kernel(
         b_y = tl.load(p_y[:, None] + o_e[None, :], mask=m_i[:, None], other=0.0)
         b_delta = tl.sum(b_dy.to(tl.float32) * b_y.to(tl.float32), 1)
         tl.store(delta_ptr + o_row, b_delta, mask=m_i)
-        b_r = 1 / tl.load(den_ptr + o_row, mask=m_i, other=1.0)
+        b_r = inverse(tl.load(den_ptr + o_row, mask=m_i, other=1.0))
     p_a, a_ref, b_ai = a_ptr, 0.0, tl.zeros([BM], tl.float32)
     p_l, l_ref, b_li = a_ptr, 0.0, b_ai
     if GATED:
@@ -127,12 +128,15 @@ def query_gradient_kernel(
         b_ai = tl.load(p_a + o_last)  # [BM]
         b_li = tl.load(p_l + o_last)
     if WEIGHTS:
-        b_w = tl.where(m_i, b_r, 0.0)
+        b_w = tl.where(m_i, b_r, 0.0) * power(factor, P)
         if GATED:
             b_w *= tl.exp(b_ai) * (1 + b_li)
         tl.store(w_ptr + o_w, b_w, mask=o_i < chunk)
         tl.store(zw_ptr + o_w, -b_delta * b_w, mask=o_i < chunk)
 
+    # Scores are scaled before they are raised to p - 1, and so is phi; once more at the end.
+    before = power(factor, P - 1)
+    b_r *= factor
     b_dq = tl.zeros([BM, HEAD], tl.float32)
     b_qdq = tl.zeros([BM], tl.float32)
     if STATE:
@@ -140,10 +144,23 @@ def query_gradient_kernel(
         p_r = r_ptr + (i_bhk * (n_chunks - first) + tl.maximum(i_n - first, 0)) * elements
         if NORMALIZE:
             b_dq = contract(
-                b_dq, p_q, m_i, p_r + z_start, counts_z_ptr, has_state, P - 1, HEAD, HEAD, W, FIBRES_Z, COLS_Z, OP
+                b_dq,
+                p_q,
+                m_i,
+                p_r + z_start,
+                counts_z_ptr,
+                has_state,
+                P - 1,
+                HEAD,
+                HEAD,
+                W,
+                FIBRES_Z,
+                COLS_Z,
+                OP,
+                before,
             )
             b_dq *= -b_delta[:, None]
-        b_dq = contract_gradient(b_dq, p_q, m_i, b_dy, p_r, n_prefixes, has_state, P, HEAD, E, W, OP)
+        b_dq = contract_gradient(b_dq, p_q, m_i, b_dy, p_r, n_prefixes, has_state, P, HEAD, E, W, OP, before)
         if GATED:  # up to the block's first row; from there on with the keys, below
             b_dq *= tl.exp(a_ref) * (1 + l_ref)
             b_x = tl.load(p_q[:, None] + o_d[None, :], mask=m_i[:, None], other=0.0)
@@ -154,7 +171,7 @@ def query_gradient_kernel(
     b_dy = b_dy.to(SCORES)
     for j in range(0, row_0, BN):
         b_dq, b_qdq = gradient_of_queries(
-            b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, b_li, a_ref, l_ref, o_i, j + o_j, p_k, p_v, p_a, p_l, length,
+            b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, b_li, a_ref, l_ref, factor, o_i, j + o_j, p_k, p_v, p_a, p_l, length,
             stride_kt, stride_vt,
             P, HEAD, E, GATED, NORMALIZE, False, SCORES, OP,
         )  # fmt: skip
@@ -164,7 +181,7 @@ def query_gradient_kernel(
         b_qdq *= b_decay
     for j in range(row_0, tl.minimum(row_0 + BM, length), BN):
         b_dq, b_qdq = gradient_of_queries(
-            b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, b_li, a_ref, l_ref, o_i, j + o_j, p_k, p_v, p_a, p_l, length,
+            b_dq, b_qdq, b_q, b_dy, b_delta, b_ai, b_li, a_ref, l_ref, factor, o_i, j + o_j, p_k, p_v, p_a, p_l, length,
             stride_kt, stride_vt,
             P, HEAD, E, GATED, NORMALIZE, True, SCORES, OP,
         )  # fmt: skip
@@ -234,8 +251,9 @@ def query_gradient(
     p_z = max(p - 1, 1)
     shape_z, counts_z = brick(d, p_z, d_tile, rows), brick_counts_on(q.device, d, p_z, d_tile, rows)
     blocks = triton.cdiv(C, tiles.tokens)
+    factor, rest = split_scale(scale, p)
     query_gradient_kernel[(blocks * N * B * H,)](
-        dy, q, k, v, y, den, a, r, counts_z, *out, scale**p,
+        dy, q, k, v, y, den, a, r, counts_z, *out, rest**p, factor,
         T, C, N, first, blocks, sizes.elements, sizes.z_start, tspow_dim(d, p - 1, d_tile) if p > 1 else 1,
         *dy.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *y.stride()[:3],
         heads=H, group=H // Hk, P=p, HEAD=d, E=e, W=d_tile, GATED=gated, NORMALIZE=normalize, STATE=r is not None,

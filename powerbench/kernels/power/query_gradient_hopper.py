@@ -17,9 +17,10 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
 from powerbench.kernels.power import hopper
-from powerbench.kernels.power.attend_hopper import MILD, copy_keys, powered
+from powerbench.kernels.power.attend_hopper import MILD, copy_keys, inverse, powered
 from powerbench.kernels.power.contract_hopper import columns_of, contract_gradient_state, prefix_steps_on
 from powerbench.kernels.power.hopper import copy_rows, packed, reinterpret, row_copy, store_rows
+from powerbench.kernels.power.scaling import split_scale
 from powerbench.kernels.power.sizes import StateSizes
 from powerbench.kernels.power.tiling import chunks
 
@@ -36,7 +37,7 @@ class QueryTiles(NamedTuple):
 @gluon.jit(do_not_specialize=["seqlen", "n_chunks", "first", "n_blocks", "heads", "group"])
 def query_gradient_hopper_kernel(
     dy_ptr, q_ptr, k_ptr, v_ptr, y_ptr, den_ptr, a_ptr, r_ptr, steps_ptr, rows_ptr,
-    dq_ptr, delta_ptr, w_ptr, zw_ptr, qdq_ptr, scale_p,
+    dq_ptr, delta_ptr, w_ptr, zw_ptr, qdq_ptr, scale_p, factor,
     seqlen, chunk, n_chunks, first, n_blocks, elements, z_start, n_steps,
     stride_dyb, stride_dyt, stride_dyh, stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
     stride_vb, stride_vt, stride_vh, stride_yb, stride_yt, stride_yh,
@@ -102,7 +103,7 @@ def query_gradient_hopper_kernel(
         b_dy = gl.load(p_dy + (o_r[:, None] * stride_dyt + o_e[None, :]), mask=mask, other=0.0).to(gl.float32)
         delta = gl.convert_layout(gl.sum(b_y * b_dy, 1), row_layout)
         gl.store(delta_ptr + o_row, delta, mask=m_row)
-        b_r = 1 / gl.load(den_ptr + o_row, mask=m_row, other=1.0)
+        b_r = inverse(gl.load(den_ptr + o_row, mask=m_row, other=1.0))
     p_a = a_ptr
     a_ref = 0.0
     b_decay = gl.full([BM], 1.0, gl.float32, row_layout)
@@ -115,7 +116,7 @@ def query_gradient_hopper_kernel(
         b_a = gl.load(p_a + row_0 + gl.minimum(o_m, last))
         b_decay = gl.exp(b_a - a_ref)
     if WEIGHTS:
-        b_w = gl.where(m_row, b_r, 0.0)
+        b_w = gl.where(m_row, b_r, 0.0) * powered(factor, P)
         if GATED:
             b_w = b_w * gl.exp(b_a)
         gl.store(w_ptr + o_w, b_w, mask=row_0 + o_m < chunk)
@@ -174,7 +175,7 @@ def query_gradient_hopper_kernel(
             j + KEY_STAGES - 2, length, p_k, p_v, stride_kt, stride_vt, k_smem, v_smem, q_copy, v_copy, BN, HEAD, E,
             KEY_STAGES,
         )  # fmt: skip
-        b_f = powered(scores, P - 1)
+        b_f = powered(scores * factor if P >= 3 else scores, P - 1)
         async_copy.wait_group(KEY_STAGES - 3)  # and the barrier of g_smem
         if GATED:
             b_f = b_f * g_smem.index(j % 2).load(s_col)[None, :]
@@ -196,7 +197,7 @@ def query_gradient_hopper_kernel(
             acc = acc * b_decay[:, None]
     for i in gl.static_range(BM // BN):
         j = n_before + i
-        b_f = powered(scores, P - 1)
+        b_f = powered(scores * factor if P >= 3 else scores, P - 1)
         o_j = i * BN + gl.arange(0, BN, layout=s_col)
         if GATED:
             g_smem.index(j % 2).store(gl.exp(a_ref - b_g))  # used where it is mild
@@ -234,7 +235,8 @@ def query_gradient_hopper_kernel(
     if GATED:
         if mild:
             acc = acc * b_decay[:, None]
-    acc = acc * (P * b_r)[:, None]
+    # (factor s)^(p-1) times factor: scaled above where it is a power at all
+    acc = acc * (P * b_r * (factor if P >= 3 else powered(factor, P)))[:, None]
     if GATED:
         b_x = q_smem.load(acc_layout).to(gl.float32)
         gl.store(qdq_ptr + o_row, gl.sum(acc * b_x, 1), mask=m_row)
@@ -271,13 +273,14 @@ def query_gradient_hopper(
     C, N = chunks(T, chunk_size)
     tiles = tiles or _tiles(d, e)
     blocks = triton.cdiv(C, tiles.rows)
+    factor, rest = split_scale(scale, p)
     steps = rows = None
     n_steps = 0
     if r is not None:
-        steps, rows = prefix_steps_on(q.device, d, p, d_tile)
+        steps, rows = prefix_steps_on(q.device, d, p, d_tile, factor ** (p - 1) if p > 2 else 1.0)
         n_steps = len(steps)
     query_gradient_hopper_kernel[(blocks * N * B * H,)](
-        dy, q, k, v, y, den, a, r, steps, rows, *out, scale**p,
+        dy, q, k, v, y, den, a, r, steps, rows, *out, rest**p, factor,
         T, C, N, first, blocks, sizes.elements, sizes.z_start, n_steps,
         *dy.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *y.stride()[:3],
         heads=H, group=H // Hk, P=p, HEAD=d, E=e, GATED=a is not None, NORMALIZE=normalize, STATE=r is not None,

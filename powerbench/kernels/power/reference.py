@@ -6,8 +6,8 @@ the output at any length. They compute in the dtype of their inputs: pass float6
     y_i = sum_{j <= i} A_ij v_j / sum_{j <= i} A_ij,   A_ij = exp(G_i - G_j) (scale <q_i, k_j>)^p,   G = cumsum(log_g)
 
 with the denominator only where `normalize`. q [B, T, H, d], k [B, T, Hk, d], v [B, T, Hk, e], log_g [B, T, Hk] or None;
-query head h belongs to key/value head h // (H / Hk). A row whose weights are all zero is 0 / 0 = nan when normalised.
-See docs/mathematics.md.
+query head h belongs to key/value head h // (H / Hk). A row whose weights are all zero is 0 when
+normalised, and has no gradient. See docs/mathematics.md.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def attention_form(
         phi = scale**p * _weighted(q, p, d_tile).unflatten(2, (-1, groups)) * G.exp()[..., None, None]
         numerator = numerator + torch.einsum("bikgr,bkre->bikge", phi, initial_state.s)
         denominator = denominator + torch.einsum("bikgr,bkr->bikg", phi, initial_state.z)
-    y = numerator / denominator[..., None] if normalize else numerator
+    y = _normalized(numerator, denominator[..., None]) if normalize else numerator
     return y.flatten(2, 3), _final_state(k, v, G, initial_state, p=p, d_tile=d_tile) if return_state else None
 
 
@@ -83,7 +83,7 @@ def recurrent_form(
         z = g[:, i, :, None] * z + phi_k[:, i]
         y = torch.einsum("bkgr,bkre->bkge", phi_q[:, i], s)
         if normalize:
-            y = y / torch.einsum("bkgr,bkr->bkg", phi_q[:, i], z)[..., None]
+            y = _normalized(y, torch.einsum("bkgr,bkr->bkg", phi_q[:, i], z)[..., None])
         outputs.append(y.flatten(1, 2))
     return torch.stack(outputs, dim=1), PowerState(s, z) if return_state else None
 
@@ -148,8 +148,14 @@ def attention_rows(
                 G = log_g[b, :, h].double().clamp(min=ZERO_GATE).cumsum(0)
                 A = A * (G[rows, None] - G).masked_fill(future, -math.inf).exp()
             y = torch.einsum("grj,je->rge", A, v[b, :, h].double())
-            outputs.append(y / A.sum(dim=-1).T[..., None] if normalize else y)
+            outputs.append(_normalized(y, A.sum(dim=-1).T[..., None]) if normalize else y)
     return torch.stack(outputs).unflatten(0, (B, heads)).transpose(1, 2).flatten(2, 3)
+
+
+def _normalized(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient; 0 where the denominator is, with no gradient: that of a quotient 0 / 0 would be nan."""
+    zero = denominator == 0
+    return torch.where(zero, 0.0, numerator / torch.where(zero, 1.0, denominator))
 
 
 def _scale(scale: float | None, q: Tensor) -> float:

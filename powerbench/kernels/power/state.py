@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
+from torch.serialization import add_safe_globals
 
 from powerbench.kernels.power.gate_sums import sum_dtype
 
@@ -51,8 +53,9 @@ class LazyState(NamedTuple):
 
         Raises ValueError for a window below 1.
         """
-        if window < 1:
+        if not isinstance(window, Integral) or isinstance(window, bool) or window < 1:
             raise ValueError(f"window is {window!r}; it must be an integer of at least 1")
+        window, head_dim = int(window), int(head_dim)
         B, heads, _, e = state.s.shape
         return cls(
             state,
@@ -66,3 +69,6 @@ class LazyState(NamedTuple):
     def window(self) -> int:
         """Tokens that the window holds."""
         return self.k.shape[1]
+
+
+add_safe_globals([PowerState, LazyState])  # torch.load makes them with weights_only too

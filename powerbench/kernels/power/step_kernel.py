@@ -28,6 +28,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from powerbench.kernels.power.attend import SMALLEST
 from powerbench.kernels.power.step_parts import (
     add_tokens,
     attend_tokens,
@@ -44,7 +45,7 @@ from powerbench.kernels.power.step_parts import (
 @triton.jit(do_not_specialize=["batch", "heads"])
 def step_kernel(
     q_ptr, k_ptr, v_ptr, g_ptr, s_ptr, z_ptr, rows_ptr, wk_ptr, wv_ptr, wa_ptr, count_ptr, num_ptr, den_ptr, since_ptr,
-    batch, dim, tiles, splits, window,
+    batch, dim, tiles, splits, window, factor,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     stride_gb, stride_gt, stride_gh, stride_s, stride_z,
     heads, GROUP: tl.constexpr, T: tl.constexpr, TP: tl.constexpr, M: tl.constexpr, MP: tl.constexpr,
@@ -93,7 +94,7 @@ def step_kernel(
         a_t = a_0 + tl.sum(tl.where(o_t <= t, b_g, 0.0).to(tl.float64), 0)
         p_query = p_q + t * stride_qt + i_part % GROUP * stride_qh
         b_own, den = attend_tokens(
-            p_query, p_k, p_v, b_g, t, p_wk, p_wv, p_wa, count, a_t,
+            p_query, p_k, p_v, b_g, t, p_wk, p_wv, p_wa, count, a_t, factor,
             stride_kt, stride_vt, heads * HEAD, heads * E, heads, TP, P, HEAD, E, LAZY, BT, STAGES,
         )  # fmt: skip
         tl.store(num_ptr + (i_sum + i_part) * E + o_e, b_own)
@@ -133,8 +134,9 @@ def step_kernel(
             if LAZY:  # for after the loop; volatile, or it would be moved, and waited for, before the tile is asked for
                 count = tl.load(count_ptr + i_b, volatile=True)
             b_num, b_den = read_tile(
-                b_num, b_den, b_s, b_z, b_rows, p_q, m_q, stride_qt, stride_qh, GROUP, MP, P, HEAD, W, NORMALIZE, OP
-            )
+                b_num, b_den, b_s, b_z, b_rows, p_q, m_q, factor, stride_qt, stride_qh,
+                GROUP, MP, P, HEAD, W, NORMALIZE, OP,
+            )  # fmt: skip
             if not LAZY:
                 p_k, p_v, p_g, p_wk, p_wv, p_wa = tokens_of(
                     i_b, i_h, k_ptr, v_ptr, g_ptr, wk_ptr, wv_ptr, wa_ptr, window,
@@ -224,7 +226,8 @@ def combine_kernel(
         if NORMALIZE:
             den += tl.sum(tl.load(den_ptr + o_m, mask=m_p, other=0.0) * b_decay, 0)
     if NORMALIZE:
-        b_y = b_num / den
+        zero = tl.abs(den) < SMALLEST  # such a row is 0
+        b_y = tl.where(zero, 0.0, b_num / tl.where(zero, 1.0, den))
     else:
         b_y = b_num * scale_p
     o_y = (i_b * T + i_m // GROUP) * (heads * GROUP) + i_h * GROUP + i_m % GROUP

@@ -129,7 +129,7 @@ def gates(
 
 @triton.jit
 def read_tile(
-    b_num, b_den, b_s, b_z, b_rows, p_q, m_q, stride_qt, stride_qh,
+    b_num, b_den, b_s, b_z, b_rows, p_q, m_q, factor, stride_qt, stride_qh,
     GROUP: tl.constexpr, MP: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, W: tl.constexpr,
     NORMALIZE: tl.constexpr, OP: tl.constexpr,
 ):  # fmt: skip
@@ -137,7 +137,7 @@ def read_tile(
 
     For one query they are [E] and a number, in float32; for more [MP, E] and [MP], products in dtype OP.
     """
-    b_weight = row_weight(b_rows, P, W)
+    b_weight = row_weight(b_rows, P, W) * power(factor, P)
     if MP == 1:
         b_q = tl.load(p_q + tl.arange(0, HEAD))
         b_phi = features(b_q, b_rows, P) * b_weight
@@ -201,7 +201,7 @@ def add_tokens(
 
 @triton.jit
 def attend_tokens(
-    p_q, p_k, p_v, b_g, t, p_wk, p_wv, p_wa, count, a_t,
+    p_q, p_k, p_v, b_g, t, p_wk, p_wv, p_wa, count, a_t, factor,
     stride_kt, stride_vt, stride_wk, stride_wv, stride_wa,
     TP: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, LAZY: tl.constexpr, BT: tl.constexpr,
     STAGES: tl.constexpr,
@@ -210,7 +210,7 @@ def attend_tokens(
     o_d = tl.arange(0, HEAD)
     o_e = tl.arange(0, E)
     o_t = tl.arange(0, TP)
-    b_q = tl.load(p_q + o_d).to(tl.float32)
+    b_q = tl.load(p_q + o_d).to(tl.float32) * factor
     b_num = tl.zeros([E], tl.float32)
     den = 0.0
     for i in range(0, t + 1):

@@ -7,31 +7,34 @@ is its multinomial coefficient, whatever the tiling.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from powerbench.kernels.power import tables
 from powerbench.kernels.power.feature_map import feature_map
 from powerbench.kernels.power.sizes import ONES_WIDTH, StateSizes
 from powerbench.kernels.power.state import PowerState
 
 
 class _Tables(NamedTuple):
-    """One feature map's classes, on one device."""
+    """One feature map's classes: numpy arrays, and on a device tensors."""
 
-    row_class: Tensor  # int64 [D]: class of each row
-    class_rows: Tensor  # fp32 [classes]: rows of each class
-    multiplicity: Tensor  # fp32 [D]
-    entry_class: Tensor  # int64 [D' * z_width]: class of each entry of Z
-    row_entry: Tensor  # int64 [D]: the entry of Z that is row r of z
+    row_class: Any  # int64 [D]: class of each row
+    class_rows: Any  # fp32 [classes]: rows of each class
+    multiplicity: Any  # fp32 [D]
+    entry_class: Any  # int64 [D' * z_width]: class of each entry of Z
+    row_entry: Any  # int64 [D]: the entry of Z that is row r of z
 
 
-@lru_cache(maxsize=32)
 def _tables(d: int, p: int, d_tile: int, device: torch.device) -> _Tables:
     """Copied to the device once; a CUDA graph must not be captured before its first call."""
+    return tables.on_device(device, _arrays, d, p, d_tile)
+
+
+def _arrays(d: int, p: int, d_tile: int) -> _Tables:
     fm = feature_map(d, p, d_tile)
     powers = d ** np.arange(p, dtype=np.int64)
     keys, row_class, class_rows = np.unique(
@@ -49,14 +52,10 @@ def _tables(d: int, p: int, d_tile: int, device: torch.device) -> _Tables:
         heads = fm.indices[:, :-1]
         fibre = np.concatenate([[0], np.cumsum((heads[1:] != heads[:-1]).any(1))])
         row_entry = fibre * d + fm.indices[:, -1]
-    with torch.inference_mode(False):
-        return _Tables(
-            torch.from_numpy(row_class.reshape(-1)).to(device),
-            torch.from_numpy(class_rows).float().to(device),
-            torch.from_numpy(fm.multiplicity).float().to(device),
-            torch.from_numpy(entry_class).to(device),
-            torch.from_numpy(row_entry.astype(np.int64)).to(device),
-        )
+    return _Tables(
+        row_class.reshape(-1), class_rows.astype(np.float32), fm.multiplicity.astype(np.float32), entry_class,
+        row_entry.astype(np.int64),
+    )  # fmt: skip
 
 
 def flatten_state(state: PowerState, d: int, p: int, d_tile: int, sizes: StateSizes) -> Tensor:
@@ -93,20 +92,22 @@ def unflatten_gradient(flat: Tensor, d: int, p: int, d_tile: int, sizes: StateSi
     return PowerState(ds, flat[..., sizes.z_start :].index_select(-1, t.row_entry) * t.multiplicity)
 
 
-@lru_cache(maxsize=32)
 def inner_weights(d: int, p: int, d_tile: int, sizes: StateSizes, device: torch.device) -> Tensor:
     """float32 [elements]: how often each element of a flat state stands in the full tensors of an inner product.
 
     Rows of S by their multiplicity, those of Z by that of degree p - 1. On the device: copied once.
     """
+    return tables.on_device(device, _inner_weights, d, p, d_tile, sizes)
+
+
+def _inner_weights(d: int, p: int, d_tile: int, sizes: StateSizes) -> np.ndarray:
     fm = feature_map(d, p, d_tile)
     parts = [np.repeat(fm.multiplicity, sizes.width)]
     if sizes.z_rows and p == 1:  # its columns are copies of one
         parts.append(np.tile(np.eye(1, sizes.z_width)[0], sizes.z_rows))
     elif sizes.z_rows:
         parts.append(np.repeat(feature_map(d, p - 1, d_tile).multiplicity, sizes.z_width))
-    with torch.inference_mode(False):
-        return torch.from_numpy(np.concatenate(parts)).float().to(device)
+    return np.concatenate(parts).astype(np.float32)
 
 
 def _class_sums(rows: Tensor, t: _Tables) -> Tensor:

@@ -21,21 +21,23 @@ float32; float64 stays float64.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from powerbench.kernels.power.dynamo import constant_result
+from powerbench.kernels.power import tables
 from powerbench.kernels.power.feature_map import feature_map, tspow_dim
 from powerbench.kernels.power.gate_sums import GateSums, gate_sums
+from powerbench.kernels.power.scaling import split_scale
 from powerbench.kernels.power.state import PowerState
 
-# Queries of one block of the attention inside a chunk: they meet the keys from the chunk's start to the block's end.
-ATTENTION_BLOCK = 256
+# Queries of one block of the attention inside a chunk: they meet the keys from the chunk's start to the block's end. No
+# more than the tiles of the Triton kernels: a nan in k or v reaches the rows of its own block, and later ones.
+ATTENTION_BLOCK = 128
 
 
 def torch_forward(
@@ -55,24 +57,28 @@ def torch_forward(
     """Output [B, T, H, e] in q's dtype, and the state after the last token if asked for.
 
     Arguments as in `power_attention`, which checks them. With T <= chunk_size, no state in and none out, this is the
-    attention form alone. Normalised outputs do not depend on `scale`, which cancels.
+    attention form alone. In normalised outputs `scale` cancels but for
+    the range of what is divided.
     """
     e, ones = v.shape[-1], normalize or return_state
-    run = _checkpointed if needs_grad(q, k, v, log_g, initial_state) else _called
+    factor, rest = split_scale(scale, p)
+    # torch.func allows no hooks on what is saved, of which checkpoints are made
+    checkpoints = needs_grad(q, k, v, log_g, initial_state) and not tables.transformed()
+    run = _checkpointed if checkpoints else _called
     state = None if initial_state is None else _matrix(initial_state, ones)
     tokens_left = q.shape[1]
     outputs = []
     for chunk in _chunks(q, k, v, log_g, chunk_size=chunk_size, ones=ones):
         blocks = range(0, chunk.k.shape[-2], ATTENTION_BLOCK)
-        out = torch.cat([run(_attention, *_block(chunk, first), p=p) for first in blocks], dim=-2)
+        out = torch.cat([run(_attention, *_block(chunk, first), p=p, factor=factor) for first in blocks], dim=-2)
         if state is not None:
-            past = run(_read_state, chunk.q, state, p=p, d_tile=d_tile)
+            past = run(_read_state, chunk.q, state, p=p, d_tile=d_tile, factor=factor)
             # decayed here, outside the checkpoint: inside, its gradient would need the product computed again
             out = out + (past if chunk.a is None else past * chunk.a.decay(out.dtype)[:, :, None, :, None])
         tokens_left -= chunk.k.shape[-2]
         if tokens_left or return_state:
             state = run(_update_state, chunk.k, chunk.v, chunk.a, state, p=p, d_tile=d_tile)
-        out = out[..., :e] / out[..., e:] if normalize else out[..., :e] * scale**p
+        out = normalized(out[..., :e], out[..., e:]) if normalize else out[..., :e] * rest**p
         outputs.append(out.to(q.dtype).flatten(1, 2).transpose(1, 2))
     y = torch.cat(outputs, dim=1)
     if not return_state:
@@ -131,7 +137,7 @@ def expand(x: Tensor, p: int, d_tile: int) -> Tensor:
         for first in range(0, d, d_tile):
             tail = tspow_dim(d - first, degree - 1, d_tile)
             pairs.append((x[..., first : first + d_tile, None, :], phi[..., None, dim - tail :, :]))
-        if x.requires_grad and torch.is_grad_enabled():
+        if _recorded(x):
             phi = torch.cat([(tile * tail).flatten(-3, -2) for tile, tail in pairs], dim=-2)
         else:
             phi = x.new_empty(*x.shape[:-2], tspow_dim(d, degree, d_tile), x.shape[-1])
@@ -141,7 +147,14 @@ def expand(x: Tensor, p: int, d_tile: int) -> Tensor:
     return phi
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, a: GateSums | None, *, p: int) -> Tensor:
+def _recorded(x: Tensor) -> bool:
+    """Whether somebody follows what is made of x, so that results cannot be written into a part of a tensor."""
+    backward = x.requires_grad and torch.is_grad_enabled()
+    forward = tables.differentiated_forward() or tables.transformed()
+    return backward or forward or torch.compiler.is_compiling()
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, a: GateSums | None, *, p: int, factor: float) -> Tensor:
     """Causal attention of q [B, Hk, G, c, d] to k [B, Hk, n, d], v [B, Hk, n, e]; the queries are the last c of n.
 
     a [B, Hk, n]: cumulated log gates. Returns [B, Hk, G, c, e] in float32 (float64 for float64).
@@ -151,7 +164,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, a: GateSums | None, *, p: int) -
     """
     c, n = q.shape[3], k.shape[2]
     start = n - c
-    weights = _weights(q, k[:, :, start:], p)
+    weights = _weights(q, k[:, :, start:], p, factor)
     if a is None:
         weights = weights.tril()
     else:
@@ -167,16 +180,16 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, a: GateSums | None, *, p: int) -
     if a is not None:
         first = a.at(..., slice(start, start + 1))
         values = (values * first.since(a.at(..., slice(start)), out.dtype).exp()[..., None]).to(v.dtype)
-    earlier = _sum_values(_weights(q, k[:, :, :start], p), values)
+    earlier = _sum_values(_weights(q, k[:, :, :start], p, factor), values)
     return out + (
         earlier if a is None else earlier * a.at(..., here).since(first, out.dtype).exp()[:, :, None, :, None]
     )
 
 
-def _weights(q: Tensor, k: Tensor, p: int) -> Tensor:
-    """<q, k>^p [B, Hk, G, c, n] of q [B, Hk, G, c, d] and k [B, Hk, n, d], in float32 or wider."""
+def _weights(q: Tensor, k: Tensor, p: int, factor: float) -> Tensor:
+    """(factor <q, k>)^p [B, Hk, G, c, n] of q [B, Hk, G, c, d] and k [B, Hk, n, d], in float32 or wider."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    scores = q.flatten(2, 3).to(wide) @ k.to(wide).mT
+    scores = q.flatten(2, 3).to(wide).mul(factor) @ k.to(wide).mT
     return power(scores, p).unflatten(2, q.shape[2:4])
 
 
@@ -185,10 +198,13 @@ def _sum_values(weights: Tensor, v: Tensor) -> Tensor:
     return (weights.flatten(2, 3).to(v.dtype) @ v).unflatten(2, weights.shape[2:4]).to(weights.dtype)
 
 
-def _read_state(q: Tensor, state: Tensor, *, p: int, d_tile: int) -> Tensor:
-    """What q [B, Hk, G, C, d] finds in the state [B, Hk, D, e]: phi(q)^T (multiplicity * state), [B, Hk, G, C, e]."""
-    phi = expand(q.flatten(2, 3).mT.contiguous(), p, d_tile)
-    weighted = state * multiplicity(q.shape[-1], p, d_tile, state.dtype, state.device)
+def _read_state(q: Tensor, state: Tensor, *, p: int, d_tile: int, factor: float) -> Tensor:
+    """What q [B, Hk, G, C, d] finds in the state [B, Hk, D, e]: phi(factor q)^T (multiplicity * state).
+
+    [B, Hk, G, C, e].
+    """
+    phi = expand(q.flatten(2, 3).mT.contiguous() * factor, p, d_tile)
+    weighted = state * multiplicity(q.shape[-1], p, d_tile, state)
     # state^T phi rather than phi^T state: CPU matrix products in bfloat16 are up to eight times faster this way round
     past = (weighted.to(q.dtype).mT @ phi).mT
     return past.unflatten(2, q.shape[2:4]).to(state.dtype)
@@ -212,16 +228,42 @@ def power(x: Tensor, p: int) -> Tensor:
     return power(x * x, p // 2) if p % 2 == 0 else x * power(x, p - 1)
 
 
-@constant_result  # torch.compile cannot trace the feature map, and need not
-def multiplicity(d: int, p: int, d_tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def normalized(out: Tensor, mass: Tensor) -> Tensor:
+    """out [..., e] / mass [..., 1]; where the mass is zero, 0 and no gradient.
+
+    Zero is also what is below the smallest normal number, whose inverse may be out of range. Divided by 1 there: the
+    gradient of a quotient that is left out would be nan all the same.
+    """
+    zero = mass.abs() < torch.finfo(mass.dtype).tiny
+    return torch.where(zero, 0.0, out / torch.where(zero, 1.0, mass))
+
+
+def multiplicity(d: int, p: int, d_tile: int, like: Tensor) -> Tensor:
     """Multiplicities of the state's rows, [D, 1], kept on the device: copies would stall it, and break CUDA graphs."""
-    return _make_multiplicity(d, p, d_tile, dtype, device)
+    if torch.compiler.is_dynamo_compiling():
+        return _multiplicity_op(d, p, d_tile, like.device, like.dtype)
+    return tables.on_device(like.device, _multiplicity, d, p, d_tile, dtype=like.dtype)
 
 
-@lru_cache(maxsize=32)
-def _make_multiplicity(d: int, p: int, d_tile: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # a tensor made under inference mode could not serve a later backward pass
-        return torch.from_numpy(feature_map(d, p, d_tile).multiplicity).to(device, dtype)[:, None]
+@torch.library.custom_op(
+    "powerbench::multiplicity", mutates_args=(),
+    schema="(int d, int p, int d_tile, Device device, ScalarType dtype) -> Tensor",
+)  # fmt: skip
+def _multiplicity_op(d: int, p: int, d_tile: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """For torch.compile, which cannot trace the feature map, and takes one constant a function, of one d, p and d_tile.
+
+    A copy: a compiler may write to what an operator returns.
+    """
+    return tables.on_device(device, _multiplicity, d, p, d_tile, dtype=dtype).clone()
+
+
+@_multiplicity_op.register_fake
+def _(d: int, p: int, d_tile: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.empty(tspow_dim(d, p, d_tile), 1, device=device, dtype=dtype)
+
+
+def _multiplicity(d: int, p: int, d_tile: int) -> np.ndarray:
+    return feature_map(d, p, d_tile).multiplicity[:, None]
 
 
 def _matrix(state: PowerState, ones: bool) -> Tensor:

@@ -20,9 +20,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from powerbench.kernels.power import tables
 from powerbench.kernels.power.gate_sums import clamped, sum_dtype
+from powerbench.kernels.power.scaling import split_scale
 from powerbench.kernels.power.state import LazyState, PowerState
-from powerbench.kernels.power.torch_backend import expand, multiplicity, power
+from powerbench.kernels.power.torch_backend import expand, multiplicity, normalized, power
 
 
 @torch.no_grad()
@@ -40,19 +42,24 @@ def torch_step(
 ) -> Tensor:
     """y [B, T, H, e] in q's dtype; `state` is moved on in place. Arguments as `power_attention_step` has checked them.
 
-    With a lazy state it looks at the counts on the host, to touch only states that are due: on a GPU it waits.
+    With a lazy state it looks at the counts on the host, to touch only states that are due: on a GPU it waits. A tracer
+    cannot look: what it makes of the step folds copies of all states, and keeps those that are due.
     """
     sums = state if isinstance(state, PowerState) else state.state
     slots = _slots(k, v, log_g, state)
-    queries = q.to(slots.k.dtype).transpose(1, 2).unflatten(1, (k.shape[2], -1))
-    y = _read(queries, slots, sums, p=p, d_tile=d_tile, scale=scale, normalize=normalize)
+    factor, rest = split_scale(scale, p)
+    queries = factor * q.to(slots.k.dtype).transpose(1, 2).unflatten(1, (k.shape[2], -1))
+    y = _read(queries, slots, sums, p=p, d_tile=d_tile, scale=rest, normalize=normalize)
     if isinstance(state, PowerState):
         _fold(sums.s.flatten(0, 1), sums.z.flatten(0, 1), slots.merged(), p=p, d_tile=d_tile)
     else:
         T = k.shape[1]
         due = state.count + T >= state.window
-        for b in due.nonzero().flatten().tolist():
-            _fold(sums.s[b], sums.z[b], slots.of(b), p=p, d_tile=d_tile)
+        if torch.compiler.is_compiling() or tables.traced():
+            _fold_due(sums, slots, due, p=p, d_tile=d_tile)
+        else:
+            for b in due.nonzero().flatten().tolist():
+                _fold(sums.s[b], sums.z[b], slots.of(b), p=p, d_tile=d_tile)
         _append(state, k, v, slots.a[:, :, -T:].transpose(1, 2), ~due)
         state.count.copy_(torch.where(due, 0, state.count + T))
     return y.to(q.dtype).flatten(1, 2).transpose(1, 2)
@@ -117,8 +124,10 @@ def _window(lazy: LazyState) -> _Slots:
     taken = torch.arange(lazy.window, device=lazy.k.device) < lazy.count[:, None]
     last = (lazy.count - 1).clamp(min=0).long()[:, None, None].expand(-1, 1, lazy.a.shape[2])
     end = torch.where(lazy.count[:, None] > 0, lazy.a.gather(1, last)[:, 0], 0.0)
-    k, v = (x.to(dtype).transpose(1, 2) for x in (lazy.k, lazy.v))
-    return _Slots(k, v, lazy.a.transpose(1, 2), end, taken[:, None])
+    # what is in a slot that holds nothing may not even be a number
+    k, v, a = (torch.where(taken.unflatten(1, (-1, *[1] * (x.ndim - 2))), x, 0.0).transpose(1, 2)
+               for x in (lazy.k.to(dtype), lazy.v.to(dtype), lazy.a))  # fmt: skip
+    return _Slots(k, v, a, end, taken[:, None])
 
 
 def _slots(k: Tensor, v: Tensor, log_g: Tensor | None, state: PowerState | LazyState | None) -> _Slots:
@@ -148,14 +157,14 @@ def _read(q: Tensor, slots: _Slots, sums: PowerState, *, p: int, d_tile: int, sc
     decay = (a[..., None] - slots.a[:, :, None]).to(q.dtype).masked_fill(~visible, -math.inf).exp()
     weights = power(q.flatten(2, 3) @ slots.k.mT, p).unflatten(2, q.shape[2:4]) * decay[:, :, None]
     phi = expand(q.flatten(2, 3).mT.contiguous(), p, d_tile)
-    phi = phi * multiplicity(q.shape[-1], p, d_tile, phi.dtype, phi.device)
+    phi = phi * multiplicity(q.shape[-1], p, d_tile, phi)
     past = (sums.s.mT @ phi.to(sums.s.dtype)).mT.to(q.dtype).unflatten(2, q.shape[2:4])
     since = a.exp().to(q.dtype)[:, :, None, :, None]
     out = (weights.flatten(2, 3) @ slots.v).unflatten(2, q.shape[2:4]) + since * past
     if not normalize:
         return out * scale**p
     mass = (sums.z[:, :, None] @ phi).unflatten(-1, q.shape[2:4])[:, :, 0, ..., None]
-    return out / (weights.sum(-1, keepdim=True) + since * mass)
+    return normalized(out, weights.sum(-1, keepdim=True) + since * mass)
 
 
 def _fold(s: Tensor, z: Tensor, slots: _Slots, *, p: int, d_tile: int) -> None:
@@ -171,9 +180,20 @@ def _fold(s: Tensor, z: Tensor, slots: _Slots, *, p: int, d_tile: int) -> None:
     z.mul_(whole[:, None]).add_((phi @ decay[..., None])[..., 0])
 
 
+def _fold_due(sums: PowerState, slots: _Slots, due: Tensor, *, p: int, d_tile: int) -> None:
+    """`_fold` of the sequences in `due`, bool [B], without a look at it."""
+    s, z = sums.s.clone(), sums.z.clone()
+    _fold(s.flatten(0, 1), z.flatten(0, 1), slots.merged(), p=p, d_tile=d_tile)
+    sums.s.copy_(torch.where(due[:, None, None, None], s, sums.s))
+    sums.z.copy_(torch.where(due[:, None, None], z, sums.z))
+
+
 def _append(lazy: LazyState, k: Tensor, v: Tensor, a: Tensor, stays: Tensor) -> None:
-    """Put the new tokens into the windows of the sequences that are not folded."""
-    rows = stays.nonzero()
-    slots = lazy.count[rows].long() + torch.arange(k.shape[1], device=k.device)
+    """Put the new tokens into the windows of the sequences that are not folded; others get back what they have."""
+    slots = lazy.count[:, None].long() + torch.arange(k.shape[1], device=k.device)
+    slots = slots.clamp(max=lazy.window - 1)  # of a sequence that is folded, these may lie behind the window
     for window, new in zip((lazy.k, lazy.v, lazy.a), (k, v, a), strict=True):
-        window[rows, slots] = new[rows[:, 0]]
+        beyond = (1,) * (window.ndim - 2)
+        at = slots.unflatten(1, (-1, *beyond)).expand_as(new)
+        there = window.gather(1, at)
+        window.scatter_(1, at, torch.where(stays.unflatten(0, (-1, 1, *beyond)), new.to(window.dtype), there))

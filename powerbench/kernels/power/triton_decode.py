@@ -30,6 +30,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from powerbench.kernels.power import tables
 from powerbench.kernels.power.decode_tiling import (
     FOLD_TOKENS,
     WALK_LANES,
@@ -49,6 +50,7 @@ from powerbench.kernels.power.decode_tiling import (
     window_stages,
 )
 from powerbench.kernels.power.gates import LOG_GATE_MIN
+from powerbench.kernels.power.scaling import split_scale
 from powerbench.kernels.power.state import LazyState, PowerState
 from powerbench.kernels.power.step_kernel import combine_kernel, step_kernel
 from powerbench.kernels.power.tiling import check_sizes
@@ -94,18 +96,19 @@ def triton_step(
     den = torch.empty(B * heads, places, M, dtype=torch.float32, device=q.device) if normalize else None
     early = starts_early(q.device)
     read = (q, k, v, log_g, s, z, _rows_on(q.device, d, p, d_tile))
+    factor, rest = split_scale(scale, p)
     constants = {
         "heads": heads, "P": p, "HEAD": d, "E": e, "W": d_tile, "GATED": log_g is not None, "NORMALIZE": normalize,
         "MIN": LOG_GATE_MIN, "EARLY": early, "num_warps": NUM_WARPS,
     }  # fmt: skip
     with torch.cuda.device_of(q):
         if way is None:
-            since = _launch_step(*read, lazy, num, den, cut, constants)
+            since = _launch_step(*read, lazy, num, den, factor, cut, constants)
         else:
             since = None
-            _launch_walk(*read, num, den, way, constants)
+            _launch_walk(*read, num, den, factor, way, constants)
         combine_kernel[(B * heads * M,)](
-            num, den, since, y, None if lazy is None else lazy.count, scale**p, places,
+            num, den, since, y, None if lazy is None else lazy.count, rest**p, places,
             0 if lazy is None else lazy.window, *((0, 0) if way is None else (B * heads * way.tiles, way.walkers)),
             heads=heads, GROUP=H // heads, T=T, M=M, E=e, TILES=0 if way is None else way.tiles, NORMALIZE=normalize,
             LAZY=lazy is not None, BP=min(MAX_PARTS, triton.next_power_of_2(places)), EARLY=early,
@@ -126,7 +129,7 @@ def _walk_over(s: Tensor, queries: int, lazy: bool) -> Walk | None:
 
 def _launch_step(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor, z: Tensor, rows: Tensor, lazy: LazyState | None,
-    num: Tensor, den: Tensor | None, cut: Split, constants: dict[str, Any],
+    num: Tensor, den: Tensor | None, factor: float, cut: Split, constants: dict[str, Any],
 ) -> Tensor:  # fmt: skip
     """`step_kernel` on states s [B * Hk, D, e] and z [B * Hk, D], cut by `cut`; the decay since them [B * Hk, M]."""
     B, T, H, d = q.shape
@@ -137,7 +140,7 @@ def _launch_step(
     front = 0 if lazy is None else front_sequences(B, heads * (cut.programs + M), window)
     step_kernel[(front * heads * cut.programs + B * heads * (cut.programs + M),)](
         q, k, v, log_g, s, z, rows, *((None,) * 4 if lazy is None else (lazy.k, lazy.v, lazy.a, lazy.count)),
-        num, den, since, B, s.shape[1], cut.tiles, cut.programs, window,
+        num, den, since, B, s.shape[1], cut.tiles, cut.programs, window, factor,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *((0, 0, 0) if log_g is None else log_g.stride()),
         s.stride(0), z.stride(0),
         GROUP=H // heads, T=T, TP=triton.next_power_of_2(T), M=M,
@@ -151,14 +154,14 @@ def _launch_step(
 
 def _launch_walk(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor, z: Tensor, rows: Tensor,
-    num: Tensor, den: Tensor | None, way: Walk, constants: dict[str, Any],
+    num: Tensor, den: Tensor | None, factor: float, way: Walk, constants: dict[str, Any],
 ) -> None:  # fmt: skip
     """`walk_kernel` on the states s [B * Hk, D, e], bfloat16 and contiguous, and z [B * Hk, D]."""
     pairs = s.view(torch.int32).flatten(0, 1)  # [B * Hk * D, e / 2]
     tile = TensorDescriptor.from_tensor(pairs, [WALK_ROWS, pairs.shape[1]])
     strides = (x.stride(i) for x in (q, k, v) for i in (0, 2))
     walk_kernel[(way.walkers,)](
-        q, k, v, log_g, tile, z, rows, num, den, len(s) * way.tiles, way.walkers, way.slots,
+        q, k, v, log_g, tile, z, rows, num, den, len(s) * way.tiles, way.walkers, way.slots, factor,
         *strides, *((0, 0) if log_g is None else (log_g.stride(0), log_g.stride(2))), z.stride(0),
         ROWS=WALK_ROWS, TILES=way.tiles, LANES=WALK_LANES, STAGES=WALK_STAGES, maxnreg=WALK_REGISTERS, **constants,
     )  # fmt: skip
@@ -182,8 +185,6 @@ def starts_early(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-@lru_cache(maxsize=32)
 def _rows_on(device: torch.device, d: int, p: int, d_tile: int) -> Tensor:
     """The packed index tuples on the device: copied once, so that later calls and CUDA graphs need no host."""
-    with torch.inference_mode(False):
-        return torch.from_numpy(packed_indices(d, p, d_tile)).to(device)
+    return tables.on_device(device, packed_indices, d, p, d_tile)

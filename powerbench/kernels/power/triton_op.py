@@ -58,12 +58,12 @@ def triton_attention(
     """
     s, z = (None, None) if initial_state is None else initial_state
     save = needs_grad(q, k, v, log_g, initial_state)
-    run = _forward_op if _watched(q, k, v) else _Eager.apply
+    run = _forward_op if watched(q, k, v) else _Eager.apply
     y, s, z, *_ = run(q, k, v, log_g, s, z, p, chunk_size, d_tile, scale, normalize, return_state, save)
     return y, PowerState(s, z) if return_state else None
 
 
-def _watched(*tensors: Tensor) -> bool:
+def watched(*tensors: Tensor) -> bool:
     """Whether somebody beside autograd must see the call as an operator: a tracer, a mode, a subclass of Tensor."""
     if torch.compiler.is_compiling():
         return True
@@ -176,7 +176,7 @@ def _differentiate(ctx: FunctionCtx, dy: Maybe, ds: Maybe, dz: Maybe, *_: Maybe)
     if ds is not None or dz is not None:
         ds, dz = (torch.zeros_like(x) if dx is None else dx for x, dx in ((s, ds), (z, dz)))
     # with create_graph an operator always: it is what refuses to be differentiated again
-    run = _backward_op if torch.is_grad_enabled() or _watched(dy, q, k, v) else _backward
+    run = _backward_op if torch.is_grad_enabled() or watched(dy, q, k, v) else _backward
     gradients = run(dy, ds, dz, q, k, v, log_g, y, s, z, *kept, *ctx.options, ctx.initial)
     return *(_present(x) for x in gradients), *(None for _ in ctx.options), None
 

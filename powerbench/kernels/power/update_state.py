@@ -7,14 +7,12 @@ into the chunk is a sum of the same form, over the query heads that share it.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from powerbench.kernels.power import hopper
+from powerbench.kernels.power import hopper, tables
 from powerbench.kernels.power.expand import brick_rows, outer
 from powerbench.kernels.power.sizes import state_sizes
 from powerbench.kernels.power.tiling import Brick, brick, brick_table, chunks, update_tiles
@@ -111,11 +109,9 @@ def update_state_kernel(
         )  # fmt: skip
 
 
-@lru_cache(maxsize=64)
 def _bricks_on(device: torch.device, d: int, p: int, d_tile: int, shape: Brick) -> Tensor:
     """The brick table on the device: copied once, so that later calls (and CUDA graphs) do not touch the host."""
-    with torch.inference_mode(False):
-        return torch.from_numpy(brick_table(d, p, d_tile, shape)).to(device)
+    return tables.on_device(device, brick_table, d, p, d_tile, shape)
 
 
 def update_state(

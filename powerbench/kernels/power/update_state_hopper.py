@@ -10,7 +10,6 @@ program on the same multiprocessor uses the time better (docs/kernel-notes.md).
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from powerbench.kernels.power import tables
 from powerbench.kernels.power.hopper import (
     async_load,
     reinterpret,
@@ -212,12 +212,10 @@ def _tiles(e: int) -> UpdateTiles:
     return UpdateTiles(Brick(16, 16), 64, 4, 4 if e <= 64 else 8)
 
 
-@lru_cache(maxsize=64)
 def _tables_on(device: torch.device, d: int, p: int, d_tile: int, shape: Brick) -> tuple[Tensor, Tensor]:
     """Where each brick starts, and the state rows it holds, on the device: copied once."""
-    with torch.inference_mode(False):
-        tables = brick_table(d, p, d_tile, shape), brick_row_table(d, p, d_tile, shape)
-        return torch.from_numpy(tables[0]).to(device), torch.from_numpy(tables[1]).to(device)
+    sizes = d, p, d_tile, shape
+    return tables.on_device(device, brick_table, *sizes), tables.on_device(device, brick_row_table, *sizes)
 
 
 def update_state_hopper(

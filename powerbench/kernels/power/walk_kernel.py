@@ -49,7 +49,7 @@ def add_rows(b_sum, b_x, LANES: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tiles", "walkers", "slots", "heads"])
 def walk_kernel(
-    q_ptr, k_ptr, v_ptr, g_ptr, s_desc, z_ptr, rows_ptr, num_ptr, den_ptr, tiles, walkers, slots,
+    q_ptr, k_ptr, v_ptr, g_ptr, s_desc, z_ptr, rows_ptr, num_ptr, den_ptr, tiles, walkers, slots, factor,
     stride_qb, stride_qh, stride_kb, stride_kh, stride_vb, stride_vh, stride_gb, stride_gh, stride_z,
     heads, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr, GATED: tl.constexpr,
     NORMALIZE: tl.constexpr, MIN: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, LANES: tl.constexpr,
@@ -82,7 +82,7 @@ def walk_kernel(
         b_s = s_desc.load([g * ROWS, 0])
         b_rows = tl.load(rows_ptr + i_row + o_row)
         b_z = tl.load(p_z)
-        b_phi = features_at(p_q, b_rows, P) * row_weight(b_rows, P, W)
+        b_phi = features_at(p_q, b_rows, P) * (row_weight(b_rows, P, W) * power(factor, P))
         b_num1 = add_rows(b_num1, b_phi[:, None] * first_half(b_s), LANES)
         b_num2 = add_rows(b_num2, b_phi[:, None] * second_half(b_s), LANES)
         if NORMALIZE:
@@ -104,7 +104,7 @@ def walk_kernel(
         last = ends | (g == stop - 1)
         if last:
             # the token against itself: from phi, q and k at right angles would leave float32's rounding of |q|^p |k|^p
-            weight = power(tl.sum(tl.load(p_q + o_d).to(tl.float32) * tl.load(p_k + o_d).to(tl.float32), 0), P)
+            weight = power(tl.sum(tl.load(p_q + o_d).to(tl.float32) * tl.load(p_k + o_d).to(tl.float32), 0) * factor, P)
             weight = tl.where(ends, weight, 0.0)
             i_sum = tl.cast(i_bh, tl.int64) * slots + tl.where(i_bh == i_first, slot_first, 0)
             p_num = num_ptr + i_sum * E + 2 * o_c
