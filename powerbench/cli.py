@@ -13,7 +13,7 @@ import click
 from powerbench._version import __version__
 from powerbench.check.command import check
 from powerbench.errors import DeviceLostError, UserError
-from powerbench.fuzz.command import Asked, fuzz, fuzzing
+from powerbench.fuzz.options import Asked, fuzzing
 from powerbench.turns import Turns
 
 if TYPE_CHECKING:
@@ -162,6 +162,8 @@ def verify(
     """
     asked = Asked(number, problems, workers, backend, max_seconds, log)
     if asked.anything:
+        from powerbench.fuzz.command import fuzz  # noqa: PLC0415
+
         sys.exit(fuzz(asked, device, seed, timeout, selected))
     asked.refuse_alone()
     suite = _suite(selected)

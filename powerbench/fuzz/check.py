@@ -5,8 +5,9 @@ more, the rounding of the inputs' dtype may ask for it, and then it may also be
 
 * for the Triton backend, three times the error of the PyTorch backend, in that dtype and on the same inputs;
 * for dlog_g by the Hopper kernels, the bound that the operator states (`dlog_g_bound`);
-* `tolerance` times CANCELLED of the norm of the terms of which the tensor is a sum (`terms`): a result that is nothing
-  but what is left of terms that cancel (a gradient of a query that sees one key, which is zero) has no error of its own.
+* `tolerance` times CANCELLED of the norm of the terms of which the tensor is a sum (`terms`): a result that is little
+  but the rest of terms that cancel (zero is the gradient of a query that sees one key) has nothing of its own to be
+  relative to.
 
 One wrong row among thousands would hide in the norm: so rows (of a token and head) have an error too, against the norm
 of the row itself or the root mean square of all, whichever is larger, and may have ROW times as much as the tensor.

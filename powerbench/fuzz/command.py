@@ -1,4 +1,4 @@
-"""`powerbench verify --random N` and `--problem TEXT`: what they may be told, and what they say. No torch here."""
+"""`powerbench verify --random N` and `--problem TEXT`: what they do and say, in the process that has no torch."""
 
 from __future__ import annotations
 
@@ -7,72 +7,25 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import click
 
 from powerbench._version import __version__
 from powerbench.errors import UserError
 from powerbench.fuzz.draw import groups, limits
+from powerbench.fuzz.options import Asked
 from powerbench.fuzz.pool import Pool, Reply, Target, Worker
 from powerbench.fuzz.problem import DTYPES, MAX_DEGREE, FuzzProblem, parse
 from powerbench.fuzz.shrink import shrink
 from powerbench.fuzz.summary import Summary
 from powerbench.suites.grammar import counts, counts_or_auto, words
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 CPU_WORKERS, GPU_WORKERS = 4, 14  # at most: processes on one GPU share its memory
 TIMEOUT_SECONDS = 300.0  # kernels compile, many at a time
 STATUS_SECONDS = 10.0  # between lines that say how far it is
 MOST_SHRUNK = 12  # failures; further ones are printed as they were drawn
-
-
-def fuzzing(command: F) -> F:
-    """Adds the options of random problems."""
-    for option in (
-        click.option("--log", metavar="FILE.jsonl", help="With --random: every problem and its errors, appended."),
-        click.option("--max-seconds", type=click.FloatRange(min=1), metavar="S", help="With --random: end by then."),
-        click.option("--backend", type=click.Choice(["auto", "torch", "triton"]), default="auto", show_default=True,
-                     help="With --random or --problem; triton on a CPU is Triton's interpreter."),
-        click.option("--workers", type=click.IntRange(min=1), metavar="N",
-                     help="With --random: processes side by side [14 on a GPU, 4 on a CPU; less with few cores]."),
-        click.option("--problem", "problems", multiple=True, metavar="TEXT",
-                     help="Instead: this problem of power attention, as --random prints it. May be repeated."),
-        click.option("--random", "number", type=click.IntRange(min=1), metavar="N",
-                     help="Instead: N random problems of power attention, drawn by --seed; a failure is made smaller "
-                          "and printed as the command that repeats it."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The options of `fuzzing`."""
-
-    number: int | None
-    problems: tuple[str, ...]
-    workers: int | None
-    backend: str
-    max_seconds: float | None
-    log: str | None
-
-    @property
-    def anything(self) -> bool:
-        """Whether random problems are asked for, rather than the cases of a sweep."""
-        return bool(self.number or self.problems)
-
-    def refuse_alone(self) -> None:
-        """UserError where an option has no meaning without --random or --problem."""
-        given = {"--workers": self.workers, "--max-seconds": self.max_seconds, "--log": self.log,
-                 "--backend": None if self.backend == "auto" else self.backend}  # fmt: skip
-        for name, value in given.items():
-            if value is not None:
-                raise UserError(f"{name} goes with --random or --problem")
 
 
 def fuzz(asked: Asked, device: str, seed: int, timeout_s: float | None, selected: dict[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""One random problem: everything that decides it, as one line of text such as `p=2,d=16,e=64,dtype=fp16,T=600`. No torch."""
+"""One random problem: everything that decides it, as a line such as `p=2,d=16,e=64,dtype=fp16,T=600`. No torch."""
 
 from __future__ import annotations
 
