@@ -49,13 +49,17 @@ def results(problem: FuzzProblem, values: Values, d_tile: int, backend: Backend)
 
 def wanted(problem: FuzzProblem, values: Values, d_tile: int) -> Results:
     """The same by `exact`, in one call whatever the splits and steps."""
-    doubles = Values(**{name: _double(x) for name, x in vars(values).items()})
 
     def attention(*inputs: Tensor | None, state: State | None, final: bool) -> tuple[Tensor, State | None]:
         scale = problem.scale * problem.d**-0.5
         return exact(*inputs, state, p=problem.p, d_tile=d_tile, scale=scale, normalize=problem.normalize, final=final)
 
-    return _differentiated(problem, doubles, attention, 0)
+    return _differentiated(problem, doubled(values), attention, 0)
+
+
+def doubled(values: Values) -> Values:
+    """The same in float64."""
+    return Values(**{name: _double(x) for name, x in vars(values).items()})
 
 
 def _double(x: Tensor | State | None) -> Tensor | State | None:

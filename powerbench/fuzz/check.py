@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from powerbench.fuzz.calls import Results, d_tile_of, results, wanted
+from powerbench.fuzz.calls import Results, d_tile_of, doubled, results, wanted
 from powerbench.fuzz.inputs import Values, make_values
 from powerbench.fuzz.problem import FuzzProblem
 from powerbench.fuzz.terms import term_norms
@@ -35,6 +35,7 @@ from powerbench.kernels.power.op import Backend, use_triton
 TORCH_FACTOR = 3.0  # times the error of the PyTorch backend
 CANCELLED = 0.25
 ROW = 8.0
+NOTHING = 1e-30  # an error below it is none: a gate of -inf is as good as zero, and exact zeros are not promised
 BY_ROW = ("y", "dq", "dk", "dv")
 POISON = (math.nan, 1e4)  # what lies in free memory before the first call and the second: nobody may read it
 
@@ -68,7 +69,9 @@ def check(problem: FuzzProblem, device: torch.device, backend: Backend) -> dict[
     again = results(problem, values, d_tile, backend)
     want = wanted(problem, values, d_tile)
     triton = use_triton(backend, values.q, values.v)
-    judged = judge(problem, values, got, want, lambda: results(problem, values, d_tile, "torch") if triton else None)
+    judged = judge(
+        problem, values, d_tile, got, want, lambda: results(problem, values, d_tile, "torch") if triton else None
+    )
     messages = [_told(name, x) for name, x in judged.items() if not x.right]
     messages += [f"{name}: not the same bits twice" for name in got if not _same(got[name], again[name])]
     return {
@@ -90,12 +93,13 @@ def _same(x: Tensor, y: Tensor) -> bool:
 
 
 def judge(
-    problem: FuzzProblem, values: Values, got: Results, want: Results, by_torch: Callable[[], Results | None]
-) -> dict[str, Judged]:
+    problem: FuzzProblem, values: Values, d_tile: int, got: Results, want: Results,
+    by_torch: Callable[[], Results | None],
+) -> dict[str, Judged]:  # fmt: skip
     """`Judged` for each tensor. by_torch: what the PyTorch backend makes of it, asked only where it matters."""
     judged: dict[str, Judged] = {}
     other = cache(by_torch)
-    norms = cache(lambda: term_norms(problem, values))
+    norms = cache(lambda: terms(problem, values, d_tile))
     for name, reference in want.items():
         x = got[name]
         if x.shape != reference.shape:
@@ -107,6 +111,13 @@ def judge(
             allowed = ROW * tolerance(problem)
             judged[f"{name}.row"] = _judge(problem, name, measure_rows, x, reference, allowed, other, norms)
     return judged
+
+
+def terms(problem: FuzzProblem, values: Values, d_tile: int) -> Results:
+    """`term_norms` of the problem."""
+    exact = doubled(values)
+    dy = exact.dy if problem.loss in ("y", "both") else torch.zeros_like(exact.dy)
+    return term_norms(problem, exact.q, exact.k, exact.v, exact.log_g, exact.state, dy, exact.dstate, d_tile)
 
 
 def _judge(
@@ -136,7 +147,7 @@ def beyond(reference: Tensor, dtype: torch.dtype) -> bool:
 
 def measure(x: Tensor, want: Tensor, least: Tensor | None = None) -> float | None:
     """||x - want|| / ||want||, or / ||least|| where that is larger; None where x is not finite."""
-    off, norm = torch.linalg.vector_norm(x.double() - want), torch.linalg.vector_norm(want)
+    off, norm = torch.linalg.vector_norm(_off(x, want)), torch.linalg.vector_norm(want)
     if least is not None:
         norm = torch.maximum(norm, torch.linalg.vector_norm(least))
     return _ratio(off, norm, x)
@@ -147,10 +158,15 @@ def measure_rows(x: Tensor, want: Tensor, least: Tensor | None = None) -> float 
 
     `least` [...]: a norm for each row, likewise.
     """
-    off, norm = (torch.linalg.vector_norm(r, dim=-1) for r in (x.double() - want, want))
+    off, norm = (torch.linalg.vector_norm(r, dim=-1) for r in (_off(x, want), want))
     if least is not None:
         norm = torch.maximum(norm, least)
     return _ratio(off, torch.maximum(norm, norm.square().mean().sqrt()), x)
+
+
+def _off(x: Tensor, want: Tensor) -> Tensor:
+    off = x.double() - want
+    return torch.where(off.abs() < NOTHING, 0.0, off)
 
 
 def _ratio(off: Tensor, norm: Tensor, x: Tensor) -> float | None:

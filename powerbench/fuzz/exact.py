@@ -27,7 +27,7 @@ def exact(
 ) -> tuple[Tensor, State | None]:  # fmt: skip
     """y [B, T, H, e] and, with `final`, the state (s, z) after the last token; all float64, differentiable."""
     B, T, H, _d = q.shape
-    G = torch.zeros_like(k[..., 0]) if log_g is None else log_g.double().clamp(min=ZERO_GATE).cumsum(1)
+    G = cumulative(log_g, k)
     rows = max(1, min(T, BLOCK_ELEMENTS // (B * H * max(T, 1 if state is None else state[0].shape[2]))))
     outputs = []
     for start in range(0, T, rows):
@@ -49,6 +49,11 @@ def exact(
             )
         )
     return torch.cat(outputs, 1), _end(k, v, G, state, p=p, d_tile=d_tile) if final else None
+
+
+def cumulative(log_g: Tensor | None, k: Tensor) -> Tensor:
+    """Log gates summed from the start of the sequence, float64 [B, T, Hk]; zeros without gates."""
+    return torch.zeros_like(k[..., 0]) if log_g is None else log_g.double().clamp(min=ZERO_GATE).cumsum(1)
 
 
 def weights(q: Tensor, k: Tensor, G: Tensor, *, p: int, scale: float) -> tuple[Tensor, Tensor]:

@@ -14,11 +14,11 @@ SECONDS = 120.0
 
 # Simplest first; sizes are tried between the least and the value they have. First what costs no compilation.
 _SIMPLEST: dict[str, tuple[Any, ...]] = {
-    "split": (0,), "padding": (0,), "layout": ("contiguous",), "scale": (1.0,), "values": ("plain", "raw"),
+    "split": (0,), "layout": ("contiguous",), "scale": (1.0,), "values": ("plain", "raw"),
     "gates": ("none", "zero", "slow"), "loss": ("y", "state"), "initial": (False,), "final": (False,),
     "low": (False,), "normalize": (False,), "decode": ("plain",), "d_tile": (0,),
 }  # fmt: skip
-_SIZES = ("B", "H", "T", "chunk", "step", "window")
+_SIZES = ("padding", "B", "H", "T", "chunk", "step", "window")
 _DIMS = {"d": (16, 32, 64), "e": (16, 32, 64), "p": (1, 2, 3)}
 
 
@@ -51,7 +51,7 @@ def _smaller(problem: FuzzProblem, name: str) -> Iterator[FuzzProblem]:
         simple = _SIMPLEST[name]
         wanted = simple[: simple.index(value)] if value in simple else simple
     elif name in _SIZES:
-        least = 0 if name == "chunk" else 1
+        least = 0 if name in ("chunk", "padding") else 1
         wanted = tuple(
             dict.fromkeys(x for x in (least, value // 4, value // 2, value * 3 // 4, value - 1) if least <= x < value)
         )
