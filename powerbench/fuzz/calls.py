@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from powerbench.fuzz.inputs import TORCH_DTYPES, Values
 from powerbench.fuzz.problem import FuzzProblem
 from powerbench.kernels.power.choose import choose_d_tile
 from powerbench.kernels.power.decode import LazyState, fold_lazy_state, power_attention_step
-from powerbench.kernels.power.feature_map import tspow_dim
+from powerbench.kernels.power.feature_map import feature_map, tspow_dim
 from powerbench.kernels.power.op import Backend, PowerState, power_attention
 
 Results = dict[str, Tensor]  # y, s, z; dq, dk, dv, dlog_g, and ds, dz of the initial state
@@ -94,6 +95,19 @@ def _differentiated(problem: FuzzProblem, values: Values, attention: Attention, 
         f"d{name}": torch.zeros_like(leaf) if x is None else x
         for (name, leaf), x in zip(leaves.items(), gradients, strict=True)
     }
+
+
+def class_sums(gradient: Tensor, problem: FuzzProblem, d_tile: int) -> Tensor:
+    """The gradient of a state [B, Hk, D, ...] in float64, summed over the rows that stand for one multiset of indices.
+
+    These rows are equal in every state, so that a change of one alone means nothing; how a backend shares the gradient
+    out between them is its own affair.
+    """
+    indices = np.sort(feature_map(problem.d, problem.p, d_tile).indices.astype(np.int64), axis=1)
+    keys = indices @ problem.d ** np.arange(problem.p, dtype=np.int64)
+    classes = torch.from_numpy(np.unique(keys, return_inverse=True)[1].reshape(-1)).to(gradient.device)
+    shape = (*gradient.shape[:2], int(classes.max()) + 1, *gradient.shape[3:])
+    return gradient.new_zeros(shape, dtype=torch.float64).index_add_(2, classes, gradient.double())
 
 
 def _steps(problem: FuzzProblem, values: Values, d_tile: int, backend: Backend) -> Results:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from powerbench.fuzz.calls import Results, d_tile_of, doubled, results, wanted
+from powerbench.fuzz.calls import Results, class_sums, d_tile_of, doubled, results, wanted
 from powerbench.fuzz.inputs import Values, make_values
 from powerbench.fuzz.problem import FuzzProblem
 from powerbench.fuzz.terms import term_norms
@@ -37,6 +37,7 @@ CANCELLED = 0.25
 ROW = 8.0
 NOTHING = 1e-30  # an error below it is none: a gate of -inf is as good as zero, and exact zeros are not promised
 BY_ROW = ("y", "dq", "dk", "dv")
+ONE_IN = 4  # problems is called twice on a CPU, where calls are slow and differ by what they read of free memory alone
 POISON = (math.nan, 1e4)  # what lies in free memory before the first call and the second: nobody may read it
 
 
@@ -65,8 +66,10 @@ def check(problem: FuzzProblem, device: torch.device, backend: Backend) -> dict[
     values = make_values(problem, d_tile, device)
     poison(values, POISON[0])
     got = results(problem, values, d_tile, backend)
-    poison(values, POISON[1])
-    again = results(problem, values, d_tile, backend)
+    again = got
+    if device.type == "cuda" or problem.seed % ONE_IN == 0:
+        poison(values, POISON[1])
+        again = results(problem, values, d_tile, backend)
     want = wanted(problem, values, d_tile)
     triton = use_triton(backend, values.q, values.v)
     judged = judge(
@@ -97,13 +100,20 @@ def judge(
     by_torch: Callable[[], Results | None],
 ) -> dict[str, Judged]:  # fmt: skip
     """`Judged` for each tensor. by_torch: what the PyTorch backend makes of it, asked only where it matters."""
+
+    def comparable(found: Results | None) -> Results | None:
+        of_states = {"ds", "dz"} & (found or {}).keys()
+        return found and found | {name: class_sums(found[name], problem, d_tile) for name in of_states}
+
+    for name, reference in want.items():
+        if got[name].shape != reference.shape:
+            raise AssertionError(f"{name} is {list(got[name].shape)}; it must be {list(reference.shape)}")
     judged: dict[str, Judged] = {}
-    other = cache(by_torch)
+    other = cache(lambda: comparable(by_torch()))
     norms = cache(lambda: terms(problem, values, d_tile))
+    got, want = comparable(got) or {}, comparable(want) or {}
     for name, reference in want.items():
         x = got[name]
-        if x.shape != reference.shape:
-            raise AssertionError(f"{name} is {list(x.shape)}; it must be {list(reference.shape)}")
         if beyond(reference, x.dtype):
             continue
         judged[name] = _judge(problem, name, measure, x, reference, tolerance(problem), other, norms)

@@ -25,6 +25,7 @@ class Limits:
 
     odd_dims: head dimensions that the PyTorch backend alone takes; share_odd: of the groups.
     chunks: (smallest, largest) size of a chunk, for each size of tiles, with its share.
+    decoded: tokens of a decoded sequence at most, beside four steps.
     pairs: B * H * T^2 at most; work: B * H * T * D * (e + 1) at most; rows: D * (e + 1) at most, of one state.
     """
 
@@ -39,6 +40,9 @@ class Limits:
     odd_dims: tuple[int, ...] = ()
     share_odd: float = 0.0
     heads: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    batches: tuple[int, ...] = (1, 1, 2, 3)
+    share_one_chunk: float = 0.35
+    decoded: int = 40
 
 
 ODD_DIMS = (1, 3, 8, 24, 40, 80, 96)
@@ -52,11 +56,22 @@ CPU = Limits(
     dtypes={"bf16": 0.3, "fp16": 0.2, "fp32": 0.4, "fp64": 0.1},
     chunks={(1, 16): 0.4, (17, 64): 0.4, (65, 300): 0.2}, group=4, longest=700, pairs=2**20, work=3e8, state=2**18,
 )  # fmt: skip
-# Triton's interpreter takes milliseconds an operation, whatever its size, and gives garbage for products in bfloat16.
+# Triton's interpreter takes a millisecond an operation, and gives garbage for products in bfloat16. A state of degree 3
+# takes it seconds: there p = 3 and 4 are drawn without one.
 INTERPRETER = Limits(
-    dims=(16,), dtypes={"fp16": 0.5, "fp32": 0.5}, chunks={(8, 16): 1.0}, group=4, longest=40, pairs=2**13, work=3e7,
-    state=2**13, heads=(1, 1, 2),
-)  # fmt: skip
+    dims=(16,),
+    dtypes={"fp16": 0.5, "fp32": 0.5},
+    chunks={(8, 16): 1.0},
+    group=1,
+    longest=40,
+    pairs=2**10,
+    work=1e5,
+    state=2**13,
+    heads=(1, 2),
+    batches=(1, 1, 2),
+    share_one_chunk=0.5,
+    decoded=4,
+)
 
 
 def limits(device: str, backend: str) -> Limits:
@@ -84,7 +99,7 @@ class _Group:
         self.gated = random.random() < 0.75
         self.chunk_range = _weighted(random, bounds.chunks)
         self.aligned = random.random() < 0.4  # lengths and chunks are multiples of 16
-        self.one_chunk = random.random() < 0.35
+        self.one_chunk = random.random() < bounds.share_one_chunk
         self.initial = random.random() < 0.35
         self.final = self.decodes or random.random() < 0.4
         self.splits = not self.decodes and self.final and random.random() < 0.3
@@ -143,7 +158,7 @@ class _Group:
         longest = min(self.bounds.longest, int(self.bounds.pairs**0.5))
         if self.decodes:
             step = self.steps["step"]
-            T = random.randint(1, min(longest, 4 * step + 40))
+            T = random.randint(1, min(longest, 4 * step + self.bounds.decoded))
             return {
                 "T": T,
                 "window": random.choice((step, step + 3, 8, 16, 64)) if self.steps["decode"] == "lazy" else 16,
@@ -168,7 +183,7 @@ class _Group:
         bounds, sizes = self.bounds, self.sizes
         Hk = 1 if self.one_kv_head else random.choice([h for h in bounds.heads if h > 1])
         group = 1 if self.one_query else random.choice((2, 3, 4))
-        B = random.choice((1, 1, 2, 3))
+        B = random.choice(bounds.batches)
         state = tspow_dim(sizes["d"], sizes["p"], sizes["d_tile"] or min(sizes["d"], 8 if sizes["d"] % 8 == 0 else 1))
         work = T * state * (sizes["e"] + 1) if not self.one_chunk or self.initial or self.final else 0
         for smaller in ({}, {"B": 1}, {"group": min(group, 2)}, {"Hk": min(Hk, 2)}, {"group": 1}, {"Hk": 1}):
