@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 from powerbench.fuzz.problem import FuzzProblem
+from powerbench.kernels.power.choose import choose_d_tile
 from powerbench.kernels.power.feature_map import d_tiles, tspow_dim
 from powerbench.kernels.power.tiling import HEAD_DIMS
 
@@ -26,7 +27,8 @@ class Limits:
     odd_dims: head dimensions that the PyTorch backend alone takes; share_odd: of the groups.
     chunks: (smallest, largest) size of a chunk, for each size of tiles, with its share.
     decoded: tokens of a decoded sequence at most, beside four steps.
-    pairs: B * H * T^2 at most; work: B * H * T * D * (e + 1) at most; rows: D * (e + 1) at most, of one state.
+    pairs: B * H * T^2 at most; work: B * H * T * D * (e + 1) at most; state: D * (e + 1) at most, of one state, and
+        STATES times as much of all chunks, sequences and heads.
     """
 
     dims: tuple[int, ...]
@@ -45,10 +47,11 @@ class Limits:
     decoded: int = 40
 
 
+STATES = 64
 ODD_DIMS = (1, 3, 8, 24, 40, 80, 96)
 GPU = Limits(
     dims=HEAD_DIMS, odd_dims=ODD_DIMS, share_odd=0.04, dtypes={"bf16": 0.55, "fp16": 0.25, "fp32": 0.2},
-    chunks={(1, 16): 0.08, (17, 32): 0.08, (33, 64): 0.12, (65, 2048): 0.72}, group=20, longest=10_000,
+    chunks={(1, 16): 0.08, (17, 32): 0.08, (33, 64): 0.12, (65, 128): 0.17, (129, 2048): 0.55}, group=20, longest=10_000,
     pairs=2**28, work=1e11, state=2**23,
 )  # fmt: skip
 CPU = Limits(
@@ -65,7 +68,7 @@ INTERPRETER = Limits(
     group=1,
     longest=40,
     pairs=2**10,
-    work=1e5,
+    work=6e4,
     state=2**13,
     heads=(1, 2),
     batches=(1, 1, 2),
@@ -94,7 +97,7 @@ class _Group:
 
     def __init__(self, random: Random, bounds: Limits, only: dict[str, tuple[Any, ...]]) -> None:
         self.bounds = bounds
-        self.decodes = random.random() < 0.15
+        self.decodes = random.random() < 0.18
         self.grad = not self.decodes and random.random() < 0.9
         self.gated = random.random() < 0.75
         self.chunk_range = _weighted(random, bounds.chunks)
@@ -109,7 +112,7 @@ class _Group:
         self.loss = random.choice(("y", "state", "both", "both")) if self.final and self.grad else "y"
 
     def _steps(self, random: Random) -> dict[str, Any]:
-        low = random.random() < 0.4
+        low = random.random() < 0.5
         return {
             "decode": random.choice(("plain", "lazy")), "step": _weighted(random, {1: 0.6, 2: 0.15, 5: 0.15, 16: 0.1}),
             "low": low,
@@ -126,9 +129,7 @@ class _Group:
             dtype = random.choice(only["dtype"]) if "dtype" in only else _weighted(random, bounds.dtypes)
             tiles = [x for x in d_tiles(d) if x in only["d_tile"] or 0 in only["d_tile"]] if "d_tile" in only else None
             d_tile = random.choice(tiles if tiles is not None else [0, *d_tiles(d)]) if tiles != [] else 0
-            dim = tspow_dim(d, p, d_tile or min(d, 8 if d % 8 == 0 else 1))
-            stateless = self.one_chunk and not self.initial and not self.final
-            if stateless or dim * (e + 1) <= bounds.state:
+            if not self._has_state() or _state_elements(p, d, e, d_tile) <= bounds.state:
                 break
         normalize = p % 2 == 0 and random.random() < 0.75
         low = self.steps.get("low", False)
@@ -146,7 +147,7 @@ class _Group:
         padding = random.randrange(T) if T > 1 and random.random() < 0.08 else 0
         split = random.randrange(1, T) if self.splits and T > 1 else 0
         return FuzzProblem(
-            **self.sizes, **lengths, **self._heads(random, T), **self.steps, gates=gates, values=values,
+            **self.sizes, **lengths, **self._heads(random, **lengths), **self.steps, gates=gates, values=values,
             scale=_weighted(random, {1.0: 8, 0.5: 1, 1.7: 1}), initial=self.initial, final=self.final,
             layout=_weighted(random, {"contiguous": 5, "heads-first": 2, "packed": 2, "expanded": 1, "strided": 1}),
             loss="none" if not self.grad else self.loss, padding=padding, split=split, seed=random.randrange(2**31),
@@ -178,19 +179,28 @@ class _Group:
             return max(16, length // 16 * 16)
         return length if length % 16 or length < 16 else length - random.randint(1, 15)
 
-    def _heads(self, random: Random, T: int) -> dict[str, int]:
+    def _has_state(self) -> bool:
+        return not self.one_chunk or self.initial or self.final
+
+    def _heads(self, random: Random, T: int, chunk: int = 0, **_: int) -> dict[str, int]:
         """B, H and Hk, as large as the length leaves room for."""
-        bounds, sizes = self.bounds, self.sizes
+        bounds = self.bounds
         Hk = 1 if self.one_kv_head else random.choice([h for h in bounds.heads if h > 1])
         group = 1 if self.one_query else random.choice((2, 3, 4))
         B = random.choice(bounds.batches)
-        state = tspow_dim(sizes["d"], sizes["p"], sizes["d_tile"] or min(sizes["d"], 8 if sizes["d"] % 8 == 0 else 1))
-        work = T * state * (sizes["e"] + 1) if not self.one_chunk or self.initial or self.final else 0
+        state = _state_elements(*(self.sizes[name] for name in ("p", "d", "e", "d_tile"))) if self._has_state() else 0
+        states = state * -(-T // (chunk or T))
         for smaller in ({}, {"B": 1}, {"group": min(group, 2)}, {"Hk": min(Hk, 2)}, {"group": 1}, {"Hk": 1}):
             B, Hk, group = smaller.get("B", B), smaller.get("Hk", Hk), smaller.get("group", group)
-            if B * Hk * group * T**2 <= bounds.pairs and B * Hk * group * work <= bounds.work:
+            H = Hk * group
+            fits = bounds.pairs >= B * H * T**2 and B * H * T * state <= bounds.work
+            if fits and B * Hk * states <= STATES * bounds.state:
                 break
-        return {"B": B, "H": Hk * group, "Hk": Hk}
+        return {"B": B, "H": H, "Hk": Hk}
+
+
+def _state_elements(p: int, d: int, e: int, d_tile: int) -> int:
+    return tspow_dim(d, p, d_tile or choose_d_tile(p, d, "cuda")) * (e + 1)
 
 
 def _weighted(random: Random, shares: dict[Any, float]) -> Any:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from powerbench.kernels.power.feature_map import feature_map
 from powerbench.kernels.power.reference import ZERO_GATE, features
 
-BLOCK_ELEMENTS = 2**25  # of one float64 intermediate: 256 MiB
+BLOCK_ELEMENTS = 2**24  # of one float64 intermediate: 128 MiB
 
 State = tuple[Tensor, Tensor]
 

@@ -46,6 +46,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 def _device_answers() -> bool:
     try:
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # others run on it too
         torch.zeros(1, device="cuda").item()
     except RuntimeError:
         return False
