@@ -38,13 +38,6 @@ def plant(name: str) -> None:
     def wrong_dk(q: Any, k: Any, *rest: Any, **options: Any) -> Any:
         return right(q, Scaled.apply(k) if q.shape[1] > 8 else k, *rest, **options)
 
-    def one_row(*inputs: Any, **options: Any) -> Any:
-        y, state = right(*inputs, **options)
-        if y.shape[1] > 8:
-            last = torch.arange(y.shape[1]) == y.shape[1] - 1
-            y = torch.where(last[:, None, None], 2 * y, y)
-        return y, state
-
     def nan(q: Any, k: Any, v: Any, log_g: Any, **options: Any) -> Any:
         y, state = right(q, k, v, log_g, **options)
         return (y if log_g is None else y * float("nan")), state
@@ -53,7 +46,7 @@ def plant(name: str) -> None:
         nonlocal calls
         calls += 1
         y, state = right(*inputs, **options)
-        return (y * (1 + calls / 1024)), state
+        return y * (1 + calls % 2 * 1e-5), state
 
     def aborts(q: Any, *rest: Any, **options: Any) -> Any:
         if q.shape[1] > 20:
@@ -77,7 +70,7 @@ def plant(name: str) -> None:
         return right(q, *rest, **options)
 
     faults: dict[str, Callable[..., Any]] = {
-        "wrong dk": wrong_dk, "one row": one_row, "nan": nan, "other bits": other_bits, "aborts": aborts,
+        "wrong dk": wrong_dk, "nan": nan, "other bits": other_bits, "aborts": aborts,
         "strikes": strikes, "hangs": hangs, "raises": raises,
     }  # fmt: skip
     op.torch_forward = faults[name]
