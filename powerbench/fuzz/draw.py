@@ -72,7 +72,7 @@ INTERPRETER = Limits(
     state=2**13,
     heads=(1, 2),
     batches=(1, 1, 2),
-    share_one_chunk=0.5,
+    share_one_chunk=0.6,
     decoded=4,
 )
 
