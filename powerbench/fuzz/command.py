@@ -16,9 +16,9 @@ from powerbench._version import __version__
 from powerbench.errors import UserError
 from powerbench.fuzz.draw import groups, limits
 from powerbench.fuzz.options import Asked
-from powerbench.fuzz.pool import Pool, Reply, Target, Worker
+from powerbench.fuzz.pool import Pool, Reply, Target, Worker, within
 from powerbench.fuzz.problem import DTYPES, MAX_DEGREE, FuzzProblem, parse
-from powerbench.fuzz.shrink import shrink
+from powerbench.fuzz.shrink import SECONDS, shrink
 from powerbench.fuzz.summary import Summary
 from powerbench.suites.grammar import counts, counts_or_auto, words
 
@@ -142,12 +142,19 @@ class _Run:
                 return
             first = self._first_of_its_kind(problem, reply)
             click.echo(f"{reply['status']}: {reply['message']}\n  {command_of(problem, self._target)}")
-        if first and self._shrinks:
-            small = shrink(problem, lambda other: alike(reply, worker.ask(other)), self._deadline)
+        hangs = reply["status"] == "timeout" and worker.timeout_s > SECONDS / 4  # each try would take as long
+        if first and self._shrinks and not hangs:
+            small = shrink(problem, lambda other: self._fails_alike(reply, other, worker), self._deadline)
             with self._lock:
                 self._log.write({"seed": self._seed, "shrunk": small.text(), "from": problem.text()})
                 self.summary.shrunk(problem, small)
                 click.echo(f"smaller, and {reply['status']} too:\n  {command_of(small, self._target)}")
+
+    def _fails_alike(self, reply: Reply, other: FuzzProblem, worker: Worker) -> bool:
+        """Whether another problem fails in the same way; not where the time was over before it was known."""
+        left = None if self._deadline is None else self._deadline - time.monotonic()
+        answer = worker.ask(other, within(left, worker))
+        return alike(reply, answer) and (self._deadline is None or time.monotonic() < self._deadline)
 
     def _first_of_its_kind(self, problem: FuzzProblem, reply: Reply) -> bool:
         kind = reply["status"], tuple(sorted(_wrong(reply))), problem.p, problem.dtype, problem.decode

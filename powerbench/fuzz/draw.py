@@ -156,7 +156,7 @@ class _Group:
             loss="none" if not self.grad else self.loss, padding=padding, split=split, seed=random.randrange(2**31),
         )  # fmt: skip
 
-    def _lengths(self, random: Random) -> dict[str, int]:
+    def _lengths(self, random: Random) -> dict[str, Any]:
         """T and chunk."""
         least, most = self.chunk_range
         longest = min(self.bounds.longest, int(self.bounds.pairs**0.5))
@@ -185,7 +185,7 @@ class _Group:
     def _has_state(self) -> bool:
         return not self.one_chunk or self.initial or self.final
 
-    def _heads(self, random: Random, T: int, chunk: int = 0, **_: int) -> dict[str, int]:
+    def _heads(self, random: Random, T: int, chunk: int = 0, **_: int) -> dict[str, Any]:
         """B, H and Hk, as large as the length leaves room for."""
         bounds = self.bounds
         Hk = 1 if self.one_kv_head else random.choice([h for h in bounds.heads if h > 1])
@@ -211,4 +211,5 @@ def _weighted(random: Random, shares: dict[Any, float]) -> Any:
 
 
 def _log_uniform(random: Random, least: int, most: int) -> int:
-    return min(most, max(least, round(least * (most / least) ** random.random())))
+    drawn: float = least * (most / least) ** random.random()
+    return min(most, max(least, round(drawn)))

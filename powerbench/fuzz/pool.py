@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,10 +82,9 @@ class Worker:
             process.kill()
             process.wait()
             for stream in (process.stdin, process.stdout, self._output):
-                try:
+                assert stream is not None
+                with suppress(OSError):  # of what was still to be written to a dead process
                     stream.close()
-                except OSError:  # what was still to be written to a dead process
-                    continue
 
     def _start(self) -> subprocess.Popen[str]:
         self._output = tempfile.TemporaryFile(prefix="powerbench-fuzz-")  # noqa: SIM115  closed by `close`

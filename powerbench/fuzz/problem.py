@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from powerbench.errors import UserError
 from powerbench.kernels.power.feature_map import d_tiles, tspow_dim
@@ -149,5 +149,5 @@ def _read(name: str, value: str, wanted: type) -> Any:
         raise UserError(f"problem: {name} is {value!r}; it must be {kind}") from None
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     raise UserError(f"problem: {message}")
