@@ -383,7 +383,8 @@ def test_what_makes_no_sense_is_one_line(verify, arguments, message):
 
 
 def test_what_is_drawn_depends_on_who_runs_it():
-    assert limits("cuda", "auto") is GPU
+    assert limits("cuda", "auto") is limits("cuda", "torch") is GPU
+    assert {problem.d for problem in drawn(2000, limits("cuda", "triton"))} == {16, 32, 64, 128}
     assert limits("cpu", "auto") is limits("cpu", "torch") is CPU
     assert limits("cpu", "triton") is INTERPRETER
     assert not {"bf16"} & set(INTERPRETER.dtypes)

@@ -10,7 +10,7 @@ problems, whatever the number of processes and however fast they are.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -80,7 +80,7 @@ INTERPRETER = Limits(
 def limits(device: str, backend: str) -> Limits:
     """What to draw for problems on a device ("cpu" or "cuda") by a backend ("auto", "torch" or "triton")."""
     if device == "cuda":
-        return GPU
+        return replace(GPU, share_odd=0.0) if backend == "triton" else GPU
     return INTERPRETER if backend == "triton" else CPU
 
 
