@@ -4,7 +4,7 @@ BIN := .venv/bin
 # bench writes into out/ (not tracked), under a new name each time: a run file is never overwritten
 RUN := out/$(shell date -u +%Y%m%dT%H%M%SZ)
 
-.PHONY: bench test lint gate clean
+.PHONY: bench test gpu-test lint gate clean
 
 bench: .venv/.installed
 	$(BIN)/powerbench sweep --p 2 -o $(RUN).jsonl
@@ -14,6 +14,10 @@ bench: .venv/.installed
 test: .venv/.installed-dev chromium
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+# On a machine with a GPU: its tests, compiling in parallel; those that judge times run alone, after the others.
+gpu-test: .venv/.installed-dev
+	$(BIN)/python -m tools.gpu_tests
 
 # PyTorch kernels of this tree against the merge base, or against the last commit where there is none. On a busy machine
 # nothing is sure, and that is no failure. One thread: docs/gate.md says why.

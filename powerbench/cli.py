@@ -13,6 +13,7 @@ import click
 from powerbench._version import __version__
 from powerbench.check.command import check
 from powerbench.errors import DeviceLostError, UserError
+from powerbench.fuzz.options import Asked, fuzzing
 from powerbench.turns import Turns
 
 if TYPE_CHECKING:
@@ -146,11 +147,25 @@ def sweep(
 @cli.command()
 @selectors
 @TIMEOUT
-def verify(device: str, seed: int, timeout: float | None, **selected: Any) -> None:
-    """Gate the same cases as sweep for correctness, without timing them.
+@fuzzing
+def verify(
+    device: str, seed: int, timeout: float | None, number: int | None, problems: tuple[str, ...], workers: int | None,
+    backend: str, max_seconds: float | None, log: str | None, **selected: Any,
+) -> None:  # fmt: skip
+    """Gate the same cases as sweep for correctness, without timing them; or random problems of power attention.
+
+    With --random or --problem each problem runs in a process that may die: y, states and all gradients have to be
+    finite, the same bits twice, and near float64. --p, --head-dim, --value-dim, --d-tile and --dtype narrow what is
+    drawn.
 
     Exit status: 0 all that can run are right; 1 a case was wrong, failed, ran out of memory or time, or none could run.
     """
+    asked = Asked(number, problems, workers, backend, max_seconds, log)
+    if asked.anything:
+        from powerbench.fuzz.command import fuzz  # noqa: PLC0415
+
+        sys.exit(fuzz(asked, device, seed, timeout, selected))
+    asked.refuse_alone()
     suite = _suite(selected)
 
     from powerbench.session import Session  # noqa: PLC0415

@@ -189,6 +189,7 @@ def test_statistics():
 
 
 @pytest.mark.gpu
+@pytest.mark.timing
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_real_gpu():
     """The order that any GPU has, and a sweep's budget."""

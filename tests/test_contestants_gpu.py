@@ -18,7 +18,11 @@ from powerbench.worker import Setup, Worker
 from tests.fakes import CEILINGS
 from tests.test_worker_gpu import Silent
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.xdist_group("contestants"),  # one sweep for all of them
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 WITH_TORCH = ("flex-power", "window-torch", "window-flex", "compile-attention", "compile-chunked")
 WITH_PACKAGES = ("window-flash-2", "window-flash-3", "window-flash-4", "based-fla")

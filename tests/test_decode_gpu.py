@@ -128,6 +128,7 @@ NOT_REACHED = pytest.mark.xfail(
 )
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("window", "dtype"),
     [

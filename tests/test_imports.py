@@ -65,6 +65,7 @@ ALLOWED = {
     "gate": BASE | {"kernels"},
     "bench": BASE | {"timing", "device", "kernels", "results", "gate", "telemetry"},
     "plan": BASE | {"suites", "device", "kernels", "roofline", "stopping", "gate", "bench"},
+    "fuzz": BASE | {"device", "gate", "kernels", "suites"},
     "worker": BASE | {"timing", "device", "results", "bench", "telemetry"},
     "runner": BASE | {"device", "results", "stopping", "bench", "plan", "worker", "turns"},
     "terminal": BASE | {"results", "roofline", "plan", "refine"},

@@ -350,6 +350,7 @@ def test_rounds_that_contradict_their_samples_arerefused(tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.timing
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_real_gpu_under_load():
     from powerbench.device import pick

@@ -78,6 +78,7 @@ def _median(clock, n=20):
 
 
 @pytest.mark.gpu
+@pytest.mark.timing
 @needs_gpu
 def test_graph_and_events_agree_where_the_work_is_long():
     call, device = _matmuls(), torch.device("cuda")
@@ -91,6 +92,7 @@ def test_graph_and_events_agree_where_the_work_is_long():
 
 
 @pytest.mark.gpu
+@pytest.mark.timing
 @needs_gpu
 def test_a_hot_cache_is_not_slower():
     a, device = torch.randn(4 * 2**20, device="cuda"), torch.device("cuda")
@@ -123,6 +125,7 @@ def test_what_cannot_be_captured(mode):
 
 
 @pytest.mark.gpu
+@pytest.mark.timing
 @needs_gpu
 def test_a_sleeping_host_shows_in_wall_and_not_on_the_device():
     device, work = torch.device("cuda"), _matmuls(256, 1)

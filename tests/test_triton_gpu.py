@@ -29,8 +29,10 @@ def forward(q, k, v, log_g, *, p, chunk_size, d_tile, return_state=False, state=
     return done.y, done.state
 
 
-SIZES = [(p, 64, 64, d_tile) for p in (1, 2) for d_tile in (1, 2, 4, 8, 16, 32, 64)] + [
-    (1, 128, 128, 128), (1, 16, 128, 16), (2, 128, 128, 16), (2, 128, 64, 128), (2, 128, 32, 1), (2, 16, 16, 4),
+# At p = 1 there are no tiles, and d_tile changes nothing but which kernels are compiled.
+SIZES = [(2, 64, 64, d_tile) for d_tile in (1, 2, 4, 8, 16, 32, 64)] + [
+    (1, 64, 64, 1), (1, 64, 64, 64), (1, 128, 128, 128),
+    (1, 16, 128, 16), (2, 128, 128, 16), (2, 128, 64, 128), (2, 128, 32, 1), (2, 16, 16, 4),
     (2, 32, 128, 32), (3, 16, 16, 1), (3, 16, 64, 16), (3, 32, 32, 4), (3, 32, 64, 8), (3, 64, 64, 16),
     (3, 32, 128, 32), (4, 16, 16, 1), (4, 16, 32, 4), (4, 16, 64, 16), (4, 32, 32, 8),
 ]  # fmt: skip
@@ -215,7 +217,7 @@ def test_hopper_agrees_with_the_portable_kernels(p, d, monkeypatch):
 
     q, k, v, log_g = inputs(2, 1500, 4, 2, d, d, torch.bfloat16, device="cuda")
     dy = torch.randn_like(q)
-    options = {"p": p, "chunk_size": 512, "d_tile": 8}
+    options = {"p": p, "chunk_size": 500, "d_tile": 8}  # sizes for which other tests compile too
     y, got = gradients_of((q, k, v, log_g), dy, **options)
     monkeypatch.setattr(hopper, "serves", lambda *_: False)
     want_y, want = gradients_of((q, k, v, log_g), dy, **options)

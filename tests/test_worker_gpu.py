@@ -16,7 +16,11 @@ from powerbench.worker import Setup, Worker
 from tests.fakes import CEILINGS
 from tests.planted import SLEEP_SECONDS
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.timing,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 class Silent:

@@ -114,8 +114,8 @@ def power_attention(
     weight: 2e-3 where a chunk's gates sum to -50,000, 0.1 at -3,000,000 (30,000 resets of -inf in one chunk). dlog_g
     sums over the rest of the chunk differences of terms that the Hopper kernels round apart, so that its error
     grows with the chunk: at p = 2, d = 128 8e-3 in a chunk of 1k, 1.5e-2 in 8k, 2.0e-2 in 16k, 2.9e-2 in 23k; at p = 3,
-    d = 64 3.4e-2 in 64k. States between the launches are bfloat16 for bfloat16 and float16 inputs, those that go out to
-    the caller float32.
+    d = 64 3.4e-2 in 64k; with fast gates to 9.2e-2, and never above `accuracy.DLOG_G_BOUND`. States between the
+    launches are bfloat16 for bfloat16 and float16 inputs, those that go out to the caller float32.
 
     Raises:
         ValueError: names the argument that is wrong, what it was and what is allowed.
