@@ -30,17 +30,17 @@ from powerbench.kernels.power.tiling import brick, chunks, key_value_gradient_ti
 @triton.jit
 def gradient_of_keys(
     b_dk, b_dv, b_kdk, b_k, b_v, b_aj, b_lj, a_ref, l_ref, o_i, o_j, i_g, p_q, p_dy, p_den, p_delta, p_a, p_l,
-    scale_p, factor, length, stride_qt, stride_qh, stride_dyt, stride_dyh,
+    scale_p, length, stride_qt, stride_qh, stride_dyt, stride_dyh,
     heads, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr,
-    NORMALIZE: tl.constexpr, DIAGONAL: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr,
+    NORMALIZE: tl.constexpr, DIAGONAL: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """(b_dk, b_dv, b_kdk), dk without its p and factor, k . dk without p, plus the queries o_i [BM] of head i_g.
+    """(b_dk, b_dv, b_kdk), dk and k . dk without their p, plus the queries o_i [BM] of head i_g.
 
     Off the diagonal gates count to a_ref. Sums of gates are pairs (a, l), as `gates` writes them.
     """
     m_i = o_i < length
-    p_qi = p_q + i_g.to(tl.int64) * stride_qh + o_i.to(tl.int64)[:, None] * stride_qt + tl.arange(0, HEAD)[None, :]
-    p_dyi = p_dy + i_g.to(tl.int64) * stride_dyh + o_i.to(tl.int64)[:, None] * stride_dyt + tl.arange(0, E)[None, :]
+    p_qi = p_q + tl.cast(i_g, tl.int64) * stride_qh + o_i.to(tl.int64)[:, None] * stride_qt + tl.arange(0, HEAD)[None, :]
+    p_dyi = p_dy + tl.cast(i_g, tl.int64) * stride_dyh + o_i.to(tl.int64)[:, None] * stride_dyt + tl.arange(0, E)[None, :]
     b_q = tl.load(p_qi, mask=m_i[:, None], other=0.0)  # [BM, HEAD]
     b_dy = tl.load(p_dyi, mask=m_i[:, None], other=0.0)  # [BM, E]
     # Both before the first product, so that their copies in shared memory are alive together and lie apart. Where one
@@ -52,8 +52,9 @@ def gradient_of_keys(
     if NORMALIZE:
         o_row = o_i.to(tl.int64) * heads + i_g
         b_w = inverse(tl.load(p_den + o_row, mask=m_i, other=1.0))
-    b_s = tl.dot(b_k, tl.trans(b_q.to(SCORES)), input_precision="ieee") * factor  # [BN, BM]
-    b_f = power(b_s, P - 1)
+    b_s = tl.dot(b_k, tl.trans(b_q.to(SCORES)), input_precision="ieee")  # [BN, BM]
+    b_f = power(b_s * FACTOR, P - 1)
+    b_w *= FACTOR  # so that b_f b_s is (factor s)^p, and b_f p times its gradient
     if GATED:
         b_ai = tl.load(p_a + tl.minimum(o_i, length - 1))
         b_li = tl.load(p_l + tl.minimum(o_i, length - 1))
@@ -80,13 +81,13 @@ def gradient_of_keys(
 @triton.jit(do_not_specialize=["seqlen", "n_chunks", "n_future", "n_blocks", "kv_heads"])
 def key_value_gradient_kernel(
     dy_ptr, q_ptr, k_ptr, v_ptr, den_ptr, delta_ptr, a_ptr, e_ptr, counts_ptr, counts_z_ptr, dk_ptr, dv_ptr, kdk_ptr,
-    scale_p, factor, seqlen, chunk, n_chunks, n_future, n_blocks, elements, z_start, z_width, n_prefixes,
+    scale_p, seqlen, chunk, n_chunks, n_future, n_blocks, elements, z_start, z_width, n_prefixes,
     stride_dyb, stride_dyt, stride_dyh, stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
     stride_vb, stride_vt, stride_vh,
     kv_heads, GROUP: tl.constexpr, P: tl.constexpr, HEAD: tl.constexpr, E: tl.constexpr, W: tl.constexpr,
     GATED: tl.constexpr, NORMALIZE: tl.constexpr, STATE: tl.constexpr, WITH_Z: tl.constexpr,
     FIBRES: tl.constexpr, COLS: tl.constexpr, FIBRES_Z: tl.constexpr, COLS_Z: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, SCORES: tl.constexpr, OP: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
     """BN key rows of one chunk and key/value head. Gradients of the state leave the chunks before `n_future`."""
     pid = tl.program_id(0)
@@ -153,7 +154,6 @@ def key_value_gradient_kernel(
 
     # After the block's last row exp(a_i - a_j) is exp(a_i - a_ref) * exp(a_ref - a_j), a_ref that row's: both are at
     # most 1, and the exponentials are of vectors instead of a [BN, BM] tile.
-    b_dk *= 1 / factor
     b_k = tl.load(p_k[:, None] + o_d[None, :], mask=m_j[:, None], other=0.0).to(SCORES)  # [BN, HEAD]
     b_v = b_v.to(SCORES)
     after = row_0 + tl.maximum(BM, BN)
@@ -162,9 +162,9 @@ def key_value_gradient_kernel(
         b_dk, b_dv, b_kdk = gradient_of_keys(
             b_dk, b_dv, b_kdk, b_k, b_v, b_aj, b_lj, a_ref, l_ref,
             after + step // GROUP * BM + o_i, o_j, step % GROUP,
-            p_q, p_dy, p_den, p_delta, p_a, p_l, scale_p, factor, length,
+            p_q, p_dy, p_den, p_delta, p_a, p_l, scale_p, length,
             stride_qt, stride_qh, stride_dyt, stride_dyh,
-            kv_heads * GROUP, P, HEAD, E, GATED, NORMALIZE, False, SCORES, OP,
+            kv_heads * GROUP, P, HEAD, E, GATED, NORMALIZE, False, SCORES, OP, FACTOR,
         )  # fmt: skip
     if GATED:
         b_decay = tl.exp((a_ref - b_aj) + (l_ref - b_lj))
@@ -176,12 +176,12 @@ def key_value_gradient_kernel(
         b_dk, b_dv, b_kdk = gradient_of_keys(
             b_dk, b_dv, b_kdk, b_k, b_v, b_aj, b_lj, a_ref, l_ref,
             row_0 + step // GROUP * BM + o_i, o_j, step % GROUP,
-            p_q, p_dy, p_den, p_delta, p_a, p_l, scale_p, factor, length,
+            p_q, p_dy, p_den, p_delta, p_a, p_l, scale_p, length,
             stride_qt, stride_qh, stride_dyt, stride_dyh,
-            kv_heads * GROUP, P, HEAD, E, GATED, NORMALIZE, True, SCORES, OP,
+            kv_heads * GROUP, P, HEAD, E, GATED, NORMALIZE, True, SCORES, OP, FACTOR,
         )  # fmt: skip
 
-    b_dk *= P * factor
+    b_dk *= P
     o_out = row_out + o_j * kv_heads  # int64 [BN]: rows of dk, dv and k . dk
     if GATED:
         tl.store(kdk_ptr + o_out, b_kdk * P, mask=m_j)
@@ -238,14 +238,14 @@ def key_value_gradient(
     blocks = triton.cdiv(C, tiles.rows)
     factor, rest = split_scale(scale, p)
     key_value_gradient_kernel[(blocks * N * B * Hk,)](
-        dy, q, k, v, den, delta, a, dr, counts, counts_z, dk, dv, kdk, rest**p, factor,
+        dy, q, k, v, den, delta, a, dr, counts, counts_z, dk, dv, kdk, rest**p,
         T, C, N, 0 if dr is None else dr.shape[2], blocks, sizes.elements, sizes.z_start, sizes.z_width,
         tspow_dim(d, p - 1, d_tile) if p > 1 else 1,
         *dy.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         kv_heads=Hk, GROUP=H // Hk, P=p, HEAD=d, E=e, W=d_tile, GATED=a is not None, NORMALIZE=normalize,
         STATE=dr is not None, WITH_Z=sizes.z_rows > 0,
         FIBRES=shape.fibres, COLS=shape.columns, FIBRES_Z=shape_z.fibres, COLS_Z=shape_z.columns,
-        BM=tiles.tokens, BN=tiles.rows, SCORES=scores, OP=operand,
+        BM=tiles.tokens, BN=tiles.rows, SCORES=scores, OP=operand, FACTOR=factor,
         num_warps=tiles.num_warps, num_stages=tiles.num_stages,
     )  # fmt: skip
     return dk, dv, kdk
