@@ -39,8 +39,12 @@ def gradient_of_keys(
     Off the diagonal gates count to a_ref. Sums of gates are pairs (a, l), as `gates` writes them.
     """
     m_i = o_i < length
-    p_qi = p_q + tl.cast(i_g, tl.int64) * stride_qh + o_i.to(tl.int64)[:, None] * stride_qt + tl.arange(0, HEAD)[None, :]
-    p_dyi = p_dy + tl.cast(i_g, tl.int64) * stride_dyh + o_i.to(tl.int64)[:, None] * stride_dyt + tl.arange(0, E)[None, :]
+    p_qi = (
+        p_q + tl.cast(i_g, tl.int64) * stride_qh + o_i.to(tl.int64)[:, None] * stride_qt + tl.arange(0, HEAD)[None, :]
+    )
+    p_dyi = (
+        p_dy + tl.cast(i_g, tl.int64) * stride_dyh + o_i.to(tl.int64)[:, None] * stride_dyt + tl.arange(0, E)[None, :]
+    )
     b_q = tl.load(p_qi, mask=m_i[:, None], other=0.0)  # [BM, HEAD]
     b_dy = tl.load(p_dyi, mask=m_i[:, None], other=0.0)  # [BM, E]
     # Both before the first product, so that their copies in shared memory are alive together and lie apart. Where one
@@ -53,8 +57,7 @@ def gradient_of_keys(
         o_row = o_i.to(tl.int64) * heads + i_g
         b_w = inverse(tl.load(p_den + o_row, mask=m_i, other=1.0))
     b_s = tl.dot(b_k, tl.trans(b_q.to(SCORES)), input_precision="ieee")  # [BN, BM]
-    b_f = power(b_s * FACTOR, P - 1)
-    b_w *= FACTOR  # so that b_f b_s is (factor s)^p, and b_f p times its gradient
+    b_f = power(b_s * FACTOR, P - 1) * FACTOR  # so that b_f b_s is (factor s)^p, and b_f p times its gradient
     if GATED:
         b_ai = tl.load(p_a + tl.minimum(o_i, length - 1))
         b_li = tl.load(p_l + tl.minimum(o_i, length - 1))
