@@ -72,10 +72,34 @@ def chunk_gates(log_g: Tensor, chunk_size: int, *, weights: bool) -> tuple[Tenso
     return a, w
 
 
+@triton.jit
+def gate_terms(qdq_ptr, kdk_ptr, o_row, m_t, group, P: tl.constexpr):
+    """dG of the tokens at rows o_row of k . dk, and the sum of the squares of its terms: both float64 [BLOCK]."""
+    b_k = tl.load(kdk_ptr + o_row, mask=m_t, other=0.0).to(tl.float64)
+    b_x = -b_k
+    b_m = b_k * b_k
+    for i_g in range(0, group):
+        b_q = tl.load(qdq_ptr + o_row * group + i_g, mask=m_t, other=0.0).to(tl.float64)
+        b_x += b_q
+        b_m += b_q * b_q
+    return b_x / P, b_m
+
+
+@triton.jit
+def flux_into(flux_ptr, i_chunk, n_flux, BLOCK: tl.constexpr):
+    """The inner product of the state that comes into a chunk with its gradient: float64."""
+    total = tl.cast(0.0, tl.float64)
+    for f in range(0, n_flux, BLOCK):
+        o_f = f + tl.arange(0, BLOCK)
+        b_f = tl.load(flux_ptr + i_chunk * n_flux + o_f, mask=o_f < n_flux, other=0.0)
+        total += tl.sum(b_f.to(tl.float64), 0)
+    return total
+
+
 @triton.jit(do_not_specialize=["seqlen", "n_chunks", "n_flux", "heads", "group", "stride_b", "stride_t", "stride_h"])
 def gate_gradient_kernel(
     qdq_ptr, kdk_ptr, flux_ptr, last_ptr, g_ptr, dg_ptr, seqlen, chunk, n_chunks, n_flux, stride_b, stride_t, stride_h,
-    heads, group, P: tl.constexpr, FLUX: tl.constexpr, LAST: tl.constexpr,
+    heads, group, P: tl.constexpr, FLUX: tl.constexpr, LAST: tl.constexpr, INITIAL: tl.constexpr,
     MIN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One chunk of one batch entry and key/value head, from its end to its start; nothing for gates below MIN."""
@@ -86,26 +110,33 @@ def gate_gradient_kernel(
     i_h = (i_bh % heads).to(tl.int64)
     i_bh = i_bh.to(tl.int64)
     later = tl.cast(0.0, tl.float64)
+    first = tl.cast(0.0, tl.float64)
     if LAST:
         if i_n == n_chunks - 1:
             later += tl.load(last_ptr + i_bh).to(tl.float64)
     if FLUX:
         if i_n < n_chunks - 1:
-            p_flux = flux_ptr + (i_bh * n_chunks + i_n + 1) * n_flux
-            for f in range(0, n_flux, BLOCK):
-                o_f = f + tl.arange(0, BLOCK)
-                later += tl.sum(tl.load(p_flux + o_f, mask=o_f < n_flux, other=0.0).to(tl.float64), 0)
+            later += flux_into(flux_ptr, i_bh * n_chunks + i_n + 1, n_flux, BLOCK)
+        if (i_n > 0) | INITIAL:
+            first += flux_into(flux_ptr, i_bh * n_chunks + i_n, n_flux, BLOCK)
     start = i_n * chunk
     length = tl.minimum(chunk, seqlen - start)
     n_blocks = tl.cdiv(length, BLOCK)
+    o_first = (i_b * seqlen + start) * heads + i_h  # int64
+    gap = first - later
+    mass = tl.cast(0.0, tl.float64)
+    for block in range(0, n_blocks):
+        o_t = block * BLOCK + tl.arange(0, BLOCK)
+        b_x, b_m = gate_terms(qdq_ptr, kdk_ptr, o_first + o_t.to(tl.int64) * heads, o_t < length, group, P)
+        gap -= tl.sum(b_x, 0)
+        mass += tl.sum(b_m, 0)
+    share = gap / tl.where(mass > 0.0, mass, 1.0)
     for block in range(0, n_blocks):
         o_t = (n_blocks - 1 - block) * BLOCK + tl.arange(0, BLOCK)
         m_t = o_t < length
-        o_row = (i_b * seqlen + start + o_t) * heads + i_h  # int64 [BLOCK]
-        b_x = -tl.load(kdk_ptr + o_row, mask=m_t, other=0.0).to(tl.float64)
-        for i_g in range(0, group):
-            b_x += tl.load(qdq_ptr + o_row * group + i_g, mask=m_t, other=0.0).to(tl.float64)
-        b_x /= P
+        o_row = o_first + o_t.to(tl.int64) * heads
+        b_x, b_m = gate_terms(qdq_ptr, kdk_ptr, o_row, m_t, group, P)
+        b_x += b_m * share
         b_dg = tl.cumsum(b_x, 0, reverse=True) + later
         later += tl.sum(b_x, 0)
         p_g = g_ptr + i_b * stride_b + (start + o_t).to(tl.int64) * stride_t + i_h * stride_h
@@ -114,7 +145,15 @@ def gate_gradient_kernel(
 
 
 def gate_gradient(
-    qdq: Tensor, kdk: Tensor, flux: Tensor | None, last: Tensor | None, log_g: Tensor, p: int, chunk_size: int
+    qdq: Tensor,
+    kdk: Tensor,
+    flux: Tensor | None,
+    last: Tensor | None,
+    log_g: Tensor,
+    p: int,
+    chunk_size: int,
+    *,
+    initial: bool,
 ) -> Tensor:
     """dlog_g [B, T, Hk] in log_g's dtype: the sum of dG over all tokens from each one to the end.
 
@@ -124,8 +163,14 @@ def gate_gradient(
     it would be the small difference of large sums, with an error that grows with the length of the context. Summed in
     float64.
 
-    qdq float32 [B, T, H], kdk float32 [B, T, Hk]; flux float32 [B, Hk, N, blocks] from `scan`, None with one chunk;
-    last float32 [B, Hk] or None: the same inner product for the final state. log_g [B, T, Hk], any strides; gates below
+    The value at the chunk's first token is known too: the inner product of the state that comes in, or 0 where none
+    does. By what the sum misses it there, the terms are corrected in proportion to their squares, as their rounding
+    errors are (least squares): the error is then small at both ends of a chunk, and where few terms stand between a
+    token and either of them.
+
+    qdq float32 [B, T, H], kdk float32 [B, T, Hk]; flux float32 [B, Hk, N, blocks] from `scan`, None with one chunk and
+    no initial state; last float32 [B, Hk] or None: the same inner product for the final state; `initial`: whether a
+    state came into the first chunk, whose inner product is then in flux. log_g [B, T, Hk], any strides; gates below
     LOG_GATE_MIN get 0.
     """
     B, T, Hk = kdk.shape
@@ -133,7 +178,7 @@ def gate_gradient(
     dlog_g = torch.empty(B, T, Hk, dtype=log_g.dtype, device=log_g.device)
     gate_gradient_kernel[(B * Hk * N,)](
         qdq, kdk, flux, last, log_g, dlog_g, T, C, N, 0 if flux is None else flux.shape[3], *log_g.stride(),
-        heads=Hk, group=qdq.shape[2] // Hk, P=p, FLUX=flux is not None, LAST=last is not None, MIN=LOG_GATE_MIN,
-        BLOCK=BLOCK, num_warps=4,
+        heads=Hk, group=qdq.shape[2] // Hk, P=p, FLUX=flux is not None, LAST=last is not None,
+        INITIAL=initial, MIN=LOG_GATE_MIN, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
     return dlog_g

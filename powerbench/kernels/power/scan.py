@@ -75,6 +75,9 @@ def scan_kernel(
             b_r *= tl.exp(tl.load(p_a + (n_chunks - 1) * chunk)) * (1 + tl.load(p_l + (n_chunks - 1) * chunk))
         b_r += tl.load(p_s, mask=m, other=0.0).to(tl.float32)
         tl.store(final_ptr + i_bh * size + o, b_r, mask=m)
+        if FLUX:
+            b_forward = tl.load(p_forward, mask=m, other=0.0).to(tl.float32)
+            tl.store(p_flux - (n_chunks - 1) * n_blocks, tl.sum(b_r * b_forward * b_weight, 0))
 
 
 def scan(
@@ -99,8 +102,8 @@ def scan(
     does not need).
 
     `against` (reverse only): the forward call's R [B, Hk, n, elements or more] and weights [elements]. Then the third
-    result is float32 [B, Hk, n_chunks, blocks], whose sums over blocks are sum(weights E_{n-1} R_n) for n of at least
-    1; elements for n = 0 are not written.
+    result is float32 [B, Hk, n_chunks, blocks], whose sums over blocks are sum(weights E_{n-1} R_n); those for
+    n = 0 are written with `final` alone, E_{-1} being the final result.
     """
     like = s if s is not None else initial
     B, Hk = like.shape[:2]

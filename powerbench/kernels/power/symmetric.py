@@ -27,6 +27,7 @@ class _Tables(NamedTuple):
     multiplicity: Any  # fp32 [D]
     entry_class: Any  # int64 [D' * z_width]: class of each entry of Z
     row_entry: Any  # int64 [D]: the entry of Z that is row r of z
+    rounds: Any  # for n = 0, 1, ...: int64 [2, k_n], the n-th row of each class that has one, and the class
 
 
 def _tables(d: int, p: int, d_tile: int, device: torch.device) -> _Tables:
@@ -52,9 +53,13 @@ def _arrays(d: int, p: int, d_tile: int) -> _Tables:
         heads = fm.indices[:, :-1]
         fibre = np.concatenate([[0], np.cumsum((heads[1:] != heads[:-1]).any(1))])
         row_entry = fibre * d + fm.indices[:, -1]
+    row_class = row_class.reshape(-1)
+    rows = np.argsort(row_class, kind="stable")
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(class_rows) - class_rows, class_rows)
+    rounds = tuple(np.stack([rows[within == n], row_class[rows[within == n]]]) for n in range(class_rows.max()))
     return _Tables(
-        row_class.reshape(-1), class_rows.astype(np.float32), fm.multiplicity.astype(np.float32), entry_class,
-        row_entry.astype(np.int64),
+        row_class, class_rows.astype(np.float32), fm.multiplicity.astype(np.float32), entry_class,
+        row_entry.astype(np.int64), rounds,
     )  # fmt: skip
 
 
@@ -111,9 +116,14 @@ def _inner_weights(d: int, p: int, d_tile: int, sizes: StateSizes) -> np.ndarray
 
 
 def _class_sums(rows: Tensor, t: _Tables) -> Tensor:
-    """Sums over the rows of each class: float32 [B, Hk, classes, width] of [B, Hk, D, width]."""
-    sums = rows.new_zeros(*rows.shape[:2], len(t.class_rows), rows.shape[-1], dtype=torch.float32)
-    return sums.index_add_(2, t.row_class, rows.float())
+    """Sums over the rows of each class: float32 [B, Hk, classes, width] of [B, Hk, D, width].
+
+    Row by row of the classes: one index_add_ over all rows would add those of a class in any order on a GPU.
+    """
+    sums = rows.index_select(2, t.rounds[0][0]).float()  # each class has a row, and they stand in order
+    for members, classes in t.rounds[1:]:
+        sums.index_add_(2, classes, rows.index_select(2, members).float())
+    return sums
 
 
 def _joined(s: Tensor, z: Tensor, t: _Tables, sizes: StateSizes) -> Tensor:

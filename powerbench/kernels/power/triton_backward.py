@@ -100,7 +100,7 @@ def triton_backward(
         if n_states or dstate is not None:
             incoming = storage if dstate is not None or N > 1 else None
             against = None
-            if log_g is not None and N > 1:
+            if log_g is not None and (N > 1 or initial):
                 against = r, inner_weights(d, p, d_tile, sizes, q.device)
             dr, d_initial, flux = launch(
                 "scan_gradient", scan, made, a, d_final,
@@ -114,6 +114,8 @@ def triton_backward(
             through_final = None
             if dstate is not None:  # all of the final state carries the last G
                 through_final = (dstate.s * final.s).sum((2, 3)) + (dstate.z * final.z).sum(2)
-            dlog_g = launch("gate_gradient", gate_gradient, of_q.qdq, kdk, flux, through_final, log_g, p, C)
+            dlog_g = launch(
+                "gate_gradient", gate_gradient, of_q.qdq, kdk, flux, through_final, log_g, p, C, initial=initial
+            )  # fmt: skip
     state = None if d_initial is None else unflatten_gradient(d_initial, d, p, d_tile, sizes)
     return of_q.dq, dk, dv, dlog_g, state
