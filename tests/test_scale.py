@@ -89,7 +89,7 @@ def test_large_inputs_of_the_torch_backend(dtype, p, size):
 @needs_cuda
 @pytest.mark.parametrize(
     ("p", "d", "d_tile", "size"),
-    [(1, 64, 64, 1e15), (2, 64, 8, 1e7), (2, 128, 8, 1e7), (2, 16, 4, 1e7), (3, 32, 8, 1e8), (4, 16, 4, 1e3)],
+    [(1, 64, 64, 1e15), (2, 64, 8, 1e7), (2, 128, 8, 1e7), (2, 16, 4, 1e7), (3, 32, 8, 1e5), (4, 16, 4, 1e3)],
 )
 @pytest.mark.parametrize("chunk_size", [1024, 256])
 @pytest.mark.parametrize("gates", ["none", "slow"])

@@ -46,6 +46,18 @@ def inverse(den):
 
 
 @triton.jit
+def since(b_a, b_l, b_aj, b_lj, a_ref, l_ref, WIDE: tl.constexpr):
+    """Gates between the later of two positions (b_a, b_l) and the earlier (b_aj, b_lj): sums as pairs, in shapes that
+    broadcast to a tile. WIDE: to the last digit of float32; else each counts from the reference first, as a vector.
+    """
+    if WIDE:
+        between = (b_a - b_aj) + (b_l - b_lj)
+    else:
+        between = ((b_a - a_ref) + (b_l - l_ref)) - ((b_aj - a_ref) + (b_lj - l_ref))
+    return between
+
+
+@triton.jit
 def attend_keys(
     b_num, b_den, b_q, b_ai, b_li, a_ref, l_ref, factor, o_i, o_j, p_k, p_v, p_a, p_l, length,
     stride_kt, stride_vt,
@@ -71,7 +83,9 @@ def attend_keys(
         if GATED:  # masked before the exponential, which could overflow above the diagonal
             b_aj = tl.load(p_a + o_j, mask=m_j, other=0.0)
             b_lj = tl.load(p_l + o_j, mask=m_j, other=0.0)
-            b_since = (b_ai[:, None] - b_aj[None, :]) + (b_li[:, None] - b_lj[None, :])
+            b_since = since(
+                b_ai[:, None], b_li[:, None], b_aj[None, :], b_lj[None, :], a_ref, l_ref, SCORES == tl.float32
+            )  # fmt: skip
             b_p *= tl.exp(tl.where(m_ij, b_since, 0.0))
         b_p = tl.where(m_ij, b_p, 0.0)
     elif GATED:

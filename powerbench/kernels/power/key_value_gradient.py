@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from powerbench.kernels.power import query_gradient_hopper
-from powerbench.kernels.power.attend import brick_counts_on, inverse, power
+from powerbench.kernels.power.attend import brick_counts_on, inverse, power, since
 from powerbench.kernels.power.contract import contract, contract_gradient
 from powerbench.kernels.power.contract_hopper import state_brick
 from powerbench.kernels.power.feature_map import tspow_dim
@@ -62,7 +62,9 @@ def gradient_of_keys(
         b_ai = tl.load(p_a + tl.minimum(o_i, length - 1))
         b_li = tl.load(p_l + tl.minimum(o_i, length - 1))
         if DIAGONAL:  # masked before the exponential, which could overflow above the diagonal
-            b_since = (b_ai[None, :] - b_aj[:, None]) + (b_li[None, :] - b_lj[:, None])
+            b_since = since(
+                b_ai[None, :], b_li[None, :], b_aj[:, None], b_lj[:, None], a_ref, l_ref, SCORES == tl.float32
+            )  # fmt: skip
             b_f *= tl.exp(tl.where(o_j[:, None] <= o_i[None, :], b_since, 0.0))
         else:
             b_w *= tl.exp((b_ai - a_ref) + (b_li - l_ref))

@@ -112,9 +112,8 @@ def power_attention(
     and dv 2.5e-3 to 5.6e-3, dlog_g 4e-3 to 1.4e-2 with slow gates and chunks up to 4096; in float32 about 1e-7 to 1e-6.
     Gates are summed in float64; the Hopper kernels (bfloat16) read the sums in float32, whose rounding is that of a
     weight: 2e-3 where a chunk's gates sum to -50,000, 0.1 at -3,000,000 (30,000 resets of -inf in one chunk). dlog_g
-    sums over the rest of the chunk differences of terms that the Hopper kernels round apart, so that its error
-    grows with the chunk: at p = 2, d = 128 8e-3 in a chunk of 1k, 1.5e-2 in 8k, 2.0e-2 in 16k, 2.9e-2 in 23k; at p = 3,
-    d = 64 3.4e-2 in 64k; with fast gates to 9.2e-2, and never above `accuracy.DLOG_G_BOUND`. States between the
+    of 16-bit inputs sums over a chunk differences of terms that are rounded apart; known at both ends of the chunk, it
+    is within `accuracy.dlog_g_bound`: 0.03 + 2.5 2^-9 sqrt(C (1 - g)), C tokens of a chunk, g the mean gate. States between the
     launches are bfloat16 for bfloat16 and float16 inputs, those that go out to the caller float32.
 
     Raises:

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from powerbench.kernels.power import query_gradient_hopper
-from powerbench.kernels.power.attend import brick_counts_on, inverse, power
+from powerbench.kernels.power.attend import brick_counts_on, inverse, power, since
 from powerbench.kernels.power.contract import contract, contract_gradient
 from powerbench.kernels.power.feature_map import tspow_dim
 from powerbench.kernels.power.scaling import split_scale
@@ -56,7 +56,9 @@ def gradient_of_queries(
         if GATED:  # masked before the exponential, which could overflow above the diagonal
             b_aj = tl.load(p_a + o_j, mask=m_j, other=0.0)
             b_lj = tl.load(p_l + o_j, mask=m_j, other=0.0)
-            b_since = (b_ai[:, None] - b_aj[None, :]) + (b_li[:, None] - b_lj[None, :])
+            b_since = since(
+                b_ai[:, None], b_li[:, None], b_aj[None, :], b_lj[None, :], a_ref, l_ref, SCORES == tl.float32
+            )  # fmt: skip
             b_ds *= tl.exp(tl.where(m_ij, b_since, 0.0))
         b_ds = tl.where(m_ij, b_ds, 0.0)
     elif GATED:
