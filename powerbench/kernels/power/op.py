@@ -113,8 +113,8 @@ def power_attention(
     Gates are summed in float64; the Hopper kernels (bfloat16) read the sums in float32, whose rounding is that of a
     weight: 2e-3 where a chunk's gates sum to -50,000, 0.1 at -3,000,000 (30,000 resets of -inf in one chunk). dlog_g
     of 16-bit inputs sums over a chunk differences of terms that are rounded apart; known at both ends of the chunk, it
-    is within `accuracy.dlog_g_bound`: 0.03 + 2.5 2^-9 sqrt(C (1 - g)), C tokens of a chunk, g the mean gate. States between the
-    launches are bfloat16 for bfloat16 and float16 inputs, those that go out to the caller float32.
+    is within `accuracy.dlog_g_bound`: 0.03 + 2.5 2^-9 sqrt(C (1 - g)), C tokens of a chunk, g the mean gate. States
+    between the launches are bfloat16 for bfloat16 and float16 inputs, those that go out to the caller float32.
 
     Raises:
         ValueError: names the argument that is wrong, what it was and what is allowed.
