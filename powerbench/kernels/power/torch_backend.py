@@ -234,7 +234,8 @@ def _update_state(k: Tensor, v: Tensor, a: GateSums | None, state: Tensor | None
         v = (v * end.since(a, wide).exp()[..., None]).to(v.dtype)
         state = None if state is None else state * end.decay(wide)[..., None]
     phi = expand(k.mT.contiguous(), p, d_tile)
-    if phi.dtype == torch.float32 and phi.shape[-2] > LONG_STATE:  # in blocks, so that the gradient of v is a sum of sums, as in `_contract_rows`
+    if phi.dtype == torch.float32 and phi.shape[-2] > LONG_STATE:
+        # in blocks, so that the gradient of v is a sum of sums, as in `_contract_rows`
         added = torch.cat([rows @ v for rows in phi.split(ROW_BLOCK, dim=-2)], dim=-2)
     else:
         added = (phi @ v).to(wide)
