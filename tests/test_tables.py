@@ -215,7 +215,8 @@ def test_tables_in_a_tuple_keep_its_type_and_dtypes():
 
     t = symmetric._tables(4, 2, 2, torch.device("cpu"))
     assert type(t) is symmetric._Tables
-    assert [x.dtype for x in t] == [torch.int64, torch.float32, torch.float32, torch.int64, torch.int64]
+    assert {x.dtype for x in t.rounds} == {torch.int64}
+    assert [x.dtype for x in t[:5]] == [torch.int64, torch.float32, torch.float32, torch.int64, torch.int64]
 
 
 @pytest.mark.gpu

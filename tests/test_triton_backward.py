@@ -274,18 +274,27 @@ def test_any_strides(layout):
         assert torch.equal(x, y)
 
 
+@pytest.mark.parametrize("initial", [False, True])
 @pytest.mark.parametrize(("T", "H", "Hk", "C"), [(1, 1, 1, 1), (700, 6, 3, 64), (5000, 1, 1, 2048), (600, 17, 17, 600)])
-def test_gate_gradient(T, H, Hk, C):
-    """Sums to each chunk's end, and what scan says of everything behind it: pieces of numbers that add up."""
+def test_gate_gradient(T, H, Hk, C, initial):
+    """Sums to each chunk's end and what scan says of everything behind it, adjusted to what it says of the start."""
     N = -(-T // C)
     qdq, kdk, last = normal(2, T, H), normal(2, T, Hk, seed=2), normal(2, Hk, seed=3)
     flux = normal(2, Hk, N, 3, seed=4)
     log_g = -normal(2, Hk, T).abs().mT
     log_g[:, 3::7] = 2 * LOG_GATE_MIN
-    dG = (qdq.double().unflatten(2, (Hk, -1)).sum(3) - kdk.double()) / 2
-    behind = torch.cat([flux.double().sum(-1)[..., 1:], last.double()[..., None]], -1)  # [B, Hk, N]
-    want = torch.cat([
-        chunk.flip(1).cumsum(1).flip(1) + behind[:, None, :, n] for n, chunk in enumerate(dG.split(C, dim=1))
-    ], 1)  # fmt: skip
-    got = gate_gradient(qdq, kdk, flux if N > 1 else None, last, log_g, 2, C)
+    q_terms, k_terms = qdq.double().unflatten(2, (Hk, -1)), kdk.double()
+    dG = (q_terms.sum(3) - k_terms) / 2
+    squares = (q_terms**2).sum(3) + k_terms**2
+    into = flux.double().sum(-1)
+    if not initial:
+        into[..., 0] = 0
+    behind = torch.cat([into[..., 1:], last.double()[..., None]], -1)  # [B, Hk, N]
+    want = []
+    for n, (terms, mass) in enumerate(zip(dG.split(C, dim=1), squares.split(C, dim=1), strict=True)):
+        gap = into[..., n] - behind[..., n] - terms.sum(1)
+        adjusted = terms + mass * (gap / mass.sum(1))[:, None]
+        want.append(adjusted.flip(1).cumsum(1).flip(1) + behind[:, None, :, n])
+    want = torch.cat(want, 1)
+    got = gate_gradient(qdq, kdk, flux if N > 1 or initial else None, last, log_g, 2, C, initial=initial)
     assert error(got, want.masked_fill(log_g < LOG_GATE_MIN, 0.0)) < 1e-6

@@ -171,7 +171,7 @@ def test_kept_are_inputs_outputs_and_chunk_states(monkeypatch, operator):
     monkeypatch.setattr(triton_op, "watched", lambda *_: operator)
     leaves = make(T=20, e=32)[:4]
     sizes, (y,) = kept(lambda: call(*leaves))
-    den, gates = 20 * 2, 3 * 8  # chunks of 8
+    den, gates = 20 * 2, 2 * 3 * 8  # sums of gates are pairs, chunks of 8
     chunk_states = 2 * (tspow_dim(16, 2, 1) * 32 + 16 * 16)  # nothing comes into the first chunk
     assert sizes == sorted([x.numel() for x in (*leaves, y)] + [den, gates, chunk_states])
 
