@@ -13,6 +13,7 @@ import click
 from powerbench._version import __version__
 from powerbench.check.command import check
 from powerbench.errors import DeviceLostError, UserError
+from powerbench.streams import guarded, write_json
 from powerbench.turns import Turns
 
 if TYPE_CHECKING:
@@ -115,9 +116,12 @@ def sweep(
     Exit status: 0 measured; 1 a case was wrong, none could be measured, or the device was lost; 2 bad input; 130
     interrupted.
     """
+    from powerbench import outputs  # noqa: PLC0415
+
     if resume and output is None:
         raise UserError("--resume: name the run file to go on with by -o FILE.jsonl")
     suite = _suite(selected)
+    outputs.check({"-o": output}, [selected["suite"] or ""])
 
     turns = Turns.of_environment()
     if turns:
@@ -132,13 +136,13 @@ def sweep(
     if dry_run:
         session.dry_run(_console())
         return
-    command = shlex.join(["powerbench", *sys.argv[1:]])
-    run = session.sweep(Path(output) if output else session.default_output(), command, resume=resume)
+    command = outputs.shown(shlex.join(["powerbench", *sys.argv[1:]]))
+    run = session.sweep(session.default_output() if output is None else Path(output), command, resume=resume)
 
     from powerbench.reports.show import print_run  # noqa: PLC0415
 
     print_run(run, _console())
-    click.echo(f"\nreport: powerbench report {shlex.quote(run.path)}")
+    sys.stdout.write(f"\nreport: powerbench report {shlex.quote(run.path)}\n")
     statuses = {measurement.status for measurement in run.measurements}
     sys.exit(1 if "wrong" in statuses or "ok" not in statuses else 0)
 
@@ -181,13 +185,13 @@ def show(run: str, format_: str, phases: bool, crossovers: bool) -> None:
     if format_ in ("csv", "json") and not crossovers:  # which have no place for them
         _warn(loaded.spoilers)
     if crossovers:
-        click.echo(render_crossovers(loaded, format_, width=_console().width), nl=False)
+        _write(render_crossovers(loaded, format_, width=_console().width), format_)
     elif phases:
-        click.echo(render_phases(loaded, format_), nl=False)
+        _write(render_phases(loaded, format_), format_)
     elif format_ == "table":
         print_run(loaded, _console())
     else:
-        click.echo(render(loaded, format_), nl=False)
+        _write(render(loaded, format_), format_)
 
 
 @cli.command()
@@ -196,23 +200,21 @@ def show(run: str, format_: str, phases: bool, crossovers: bool) -> None:
 @click.option("--static", metavar="DIR", help="Also write the figures as PNG, SVG and PDF into DIR.")
 def report(runs: tuple[str, ...], output: str | None, static: str | None) -> None:
     """Write one self-contained HTML page from one or more run files; the first is what others are compared with."""
+    from powerbench import outputs  # noqa: PLC0415
     from powerbench.reports.page import write_page  # noqa: PLC0415
     from powerbench.results.store import load  # noqa: PLC0415
 
+    page = Path("reports") / f"{Path(runs[0]).stem}.html" if output is None else output
+    outputs.check({"-o": page, "--static": static}, runs, folders=("--static",))
     loaded = [load(run) for run in runs]
     _warn(warning for run in loaded for warning in run.warnings)
-    page = Path(output) if output else Path("reports") / f"{Path(runs[0]).stem}.html"
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        write_page(loaded, page)
-        written = [f"page: {page}"]
-        if static:
-            from powerbench.reports.static import write_static  # noqa: PLC0415
+    write_page(loaded, Path(page))
+    written = [f"page: {page}"]
+    if static:
+        from powerbench.reports.static import write_static  # noqa: PLC0415
 
-            written += [f"figure: {path}" for path in write_static(loaded, Path(static))]
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
-    click.echo("\n".join(written))
+        written += [f"figure: {path}" for path in write_static(loaded, Path(static))]
+    _write("\n".join([*written, ""]), "table")
 
 
 @cli.command()
@@ -220,16 +222,14 @@ def report(runs: tuple[str, ...], output: str | None, static: str | None) -> Non
 @click.option("-o", "--output", metavar="DIR", default="reports", show_default=True, help="The folder of the pages.")
 def index(runs: tuple[str, ...], output: str) -> None:
     """Write a page for each run file, and an index page that links them and says what they found."""
+    from powerbench import outputs  # noqa: PLC0415
     from powerbench.reports.index import write_index  # noqa: PLC0415
     from powerbench.results.store import load  # noqa: PLC0415
 
+    outputs.check({"-o": output}, (), folders=("-o",))
     loaded = [load(run) for run in runs]
     _warn(f"{run.path}: {warning}" for run in loaded for warning in run.warnings)
-    try:
-        written = write_index(loaded, Path(output))
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
-    click.echo("\n".join(f"page: {path}" for path in written))
+    _write("".join(f"page: {path}\n" for path in write_index(loaded, Path(output))), "table")
 
 
 cli.add_command(check)
@@ -292,7 +292,7 @@ def wsfr(format_: str, **selected: Any) -> None:
     if format_ == "table":
         print_wsfr(chosen, _console())
     else:
-        click.echo(render(chosen, format_), nl=False)
+        _write(render(chosen, format_), format_)
 
 
 @cli.command()
@@ -325,6 +325,10 @@ def _console(*, stderr: bool = False) -> Console:
     return console
 
 
+def _write(text: str, format_: str) -> None:
+    (write_json if format_ == "json" else sys.stdout.write)(text)
+
+
 def _warn(warnings: Any) -> None:
     for warning in warnings:
         click.echo(f"powerbench: warning: {warning}", err=True)
@@ -332,21 +336,38 @@ def _warn(warnings: Any) -> None:
 
 def main() -> None:
     """Entry point: whatever is the user's to mend is one line on standard error and exit status 2."""
+    with guarded():
+        status = _status()
+    sys.exit(status)
+
+
+def _status() -> int:
+    """The exit status of the command, when all that it said has been written."""
     try:
-        sys.exit(cli.main(standalone_mode=False))
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        sys.exit(2)
+        status = _ended()
+        sys.stdout.flush()
+        return status
     except (click.ClickException, UserError) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"powerbench: error: {' '.join(message.split())}", err=True)
-        sys.exit(2)
     except DeviceLostError as error:
         click.echo(f"powerbench: error: {error}", err=True)
-        sys.exit(1)
+        return 1
     except (KeyboardInterrupt, click.Abort):
         click.echo("powerbench: interrupted", err=True)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader went away (`powerbench show RUN | head`): not an error
-        sys.stderr.close()
-        sys.exit(0)
+        return 130
+    return 2
+
+
+def _ended() -> int:
+    """Run the command. Its status is what it exits with, or 0."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 2
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            click.echo(end.code, err=True)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0

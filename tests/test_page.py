@@ -19,6 +19,7 @@ import plotly.graph_objects as go
 import plotly.offline
 import pytest
 
+from powerbench.outputs import OutputError
 from powerbench.problem import Params
 from powerbench.reports.command import command
 from powerbench.reports.curves import groups
@@ -506,7 +507,7 @@ def test_the_page_appears_whole(tmp_path):
     write_page([runs.cpu_run()], path)
     assert path.read_text(encoding="utf-8") == page([runs.cpu_run()])
     assert list(path.parent.iterdir()) == [path]
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(OutputError, match=r"cannot write .*a-file\.html: Not a directory"):
         write_page([runs.cpu_run()], path / "below" / "a-file.html")
 
 

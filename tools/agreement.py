@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from pathlib import Path
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from powerbench import outputs
 from powerbench.bench import make_inputs, timed_call
 from powerbench.kernels.table import available
 from powerbench.problem import Case
@@ -36,12 +36,14 @@ def main() -> None:
     parser.add_argument("--events", metavar="EVENTS.jsonl", help="the same sweep with --timer events")
     parser.add_argument("-o", "--output", metavar="TABLE.md", help="also write the table there")
     arguments = parser.parse_args()
+    read = [*arguments.repeats, *([arguments.events] if arguments.events else [])]
+    outputs.check({"-o": arguments.output}, read)
     repeats = [load(path) for path in arguments.repeats]
     events = load(arguments.events) if arguments.events else None
     text = "\n".join(_table(repeats, events))
-    print(text)
     if arguments.output:
-        Path(arguments.output).write_text(text + "\n")
+        outputs.write(arguments.output, text + "\n", inputs=read)
+    print(text)
 
 
 def _table(repeats: list[Run], events: Run | None) -> list[str]:

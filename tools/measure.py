@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from powerbench import outputs
 from powerbench.results.store import load
 from tools.publish.runs import command
 
@@ -122,7 +123,7 @@ class Queue:
         progress = self.progress[one.name]
         progress.seconds += time.time() - one.began
         progress.done = status >= 0 and status != INTERRUPTED  # also where it cannot be had: its log says why
-        self.state_file.write_bytes(msgspec.json.encode(self.progress))
+        outputs.write(self.state_file, msgspec.json.encode(self.progress))
         say(f"GPU {gpu}: {one.name} ended with status {status} after {progress.seconds:.0f} s in all")
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 import msgspec
 
+from powerbench import outputs
 from powerbench.check.noise import Calibration
 from powerbench.errors import UserError
 from powerbench.results.model import Run
@@ -45,12 +45,10 @@ def update_baseline(folder: Path, run: Run) -> Path:
     if path.exists() and path.samefile(run.path):
         raise UserError(f"--update-baseline: {run.path} is that baseline already")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".new")
-        shutil.copyfile(run.path, fresh)
-        fresh.replace(path)
+        content = Path(run.path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        raise UserError(f"{outputs.shown(run.path)}: {error.strerror}") from None
+    outputs.write(path, content, inputs=[run.path])
     return path
 
 
@@ -73,9 +71,5 @@ def load_calibration(path: Path) -> Calibration | None:
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Raises UserError where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    """Raises OutputError where it cannot be written."""
+    outputs.write(path, msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")

@@ -96,6 +96,8 @@ def check(runs: tuple[str, ...], **options: Any) -> None:
         keep=_path(options["keep"]),
         say=lambda text: click.echo(text, err=True),
     )
+    files = {name: options[name] for name in ("json", "junit", "markdown")}
+    _check_outputs(files, runs, options)
     if options["calibrate"]:
         gate.calibrate(_console())
         return
@@ -103,8 +105,21 @@ def check(runs: tuple[str, ...], **options: Any) -> None:
         click.echo(f"baseline: {gate.update_baseline(*runs)}")
         return
     comparison = gate.against(options["against"]) if options["against"] else gate.compare(runs)
-    write(comparison, {name: options[name] for name in ("json", "junit", "markdown")}, _console())
+    write(comparison, files, _console())
     sys.exit(comparison.exit_status)
+
+
+def _check_outputs(files: dict[str, str | None], runs: tuple[str, ...], options: dict[str, Any]) -> None:
+    """Raise UserError, before any work, where what is asked for would be written over what is read."""
+    from powerbench import outputs  # noqa: PLC0415
+    from powerbench.check.outputs.write import check_files  # noqa: PLC0415
+
+    read = [*runs, *(options[name] for name in ("noise", "suite") if options[name] and not options["calibrate"])]
+    folder = options["baseline_dir"]
+    read += sorted(map(str, Path(folder).glob("*.jsonl"))) if folder else []
+    check_files(files, read)
+    outputs.check({"--keep": options["keep"], "--baseline-dir": folder}, (), folders=("--keep", "--baseline-dir"))
+    outputs.check({"--noise": options["noise"] if options["calibrate"] else None}, [*read, options["suite"] or ""])
 
 
 def _path(text: str | None) -> Path | None:
@@ -128,9 +143,11 @@ def _check_usage(runs: tuple[str, ...], options: dict[str, Any]) -> None:
         raise UserError("--baseline-dir: there is a baseline already; give at most NEW beside it")
     if demands and (calibrate or options["update_baseline"]):
         raise UserError("demands are held against a run that is compared; not with --calibrate or --update-baseline")
+    compares = not (calibrate or options["update_baseline"])
     idle = [name for name in ("suite", "kernels", "device", "keep") if runs and options[name]]
     idle += ["rounds"] if options["rounds"] and not (against or calibrate) else []
     idle += ["noise"] if options["noise"] and against else []
+    idle += [name for name in ("json", "junit", "markdown") if options[name] and not compares]
     if idle:
         raise UserError(f"--{idle[0]}: has no effect here; powerbench check --help says with what it goes")
 

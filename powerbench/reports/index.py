@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
+from powerbench import outputs
 from powerbench.crossover import context_text
 from powerbench.errors import UserError
 from powerbench.reports.answers import capital
 from powerbench.reports.curves import PASS_WORDS
 from powerbench.reports.headlines import headlines
 from powerbench.reports.longest import COLUMNS
-from powerbench.reports.page import asset, environment, write_page, write_text
+from powerbench.reports.page import asset, environment, page
 from powerbench.reports.rows import Row, rows
 from powerbench.reports.text import telling
 from powerbench.results.model import Run
@@ -42,14 +44,15 @@ class Entry:
 def write_index(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Write the page of each run and the index into `folder`, which is made; returns the files, the index last.
 
-    Raises UserError for runs whose pages would have the same name, OSError when the folder cannot be written.
+    Raises OutputError when a page cannot be written, or is the file of a run, before any is.
     """
-    files = []
-    for run, name in zip(runs, page_names(runs), strict=True):
-        write_page([run], folder / f"{name}.html")
-        files.append(folder / f"{name}.html")
-    write_text(folder / INDEX, index(runs))
-    return [*files, folder / INDEX]
+    pages = [folder / f"{name}.html" for name in page_names(runs)]
+    inputs = [run.path for run in runs]
+    outputs.check({str(path): path for path in (*pages, folder / INDEX)}, inputs)
+    for run, path in zip(runs, pages, strict=True):
+        outputs.write(path, page([run]), inputs=inputs)
+    outputs.write(folder / INDEX, index(runs), inputs=inputs)
+    return [*pages, folder / INDEX]
 
 
 def index(runs: Sequence[Run]) -> str:
@@ -75,18 +78,44 @@ def index(runs: Sequence[Run]) -> str:
 
 
 def page_names(runs: Sequence[Run]) -> list[str]:
-    """A page's name for each run: that of its file, with that of its folder before it where there are several folders.
+    """A page's name for each run, all different whatever the case: that of its file, or more of its path.
 
-    Raises UserError where two would be the same, or the index.
+    With that of its folder before it where there are several folders, and those above where that is not enough; of
+    files that differ only in their suffix the later have a number. Raises UserError for a run that is given twice, or
+    whose page would be the index.
     """
-    paths = [Path(run.path) for run in runs]
-    several = len({path.resolve().parent for path in paths}) > 1
-    names = [f"{path.resolve().parent.name}-{path.stem}" if several else path.stem for path in paths]
-    for name, count in Counter([*names, Path(INDEX).stem]).items():
-        if count > 1:
-            files = ", ".join(str(path) for path, own in zip(paths, names, strict=True) if own == name)
-            raise UserError(f"{files}: the page would be {name}.html, which is taken; rename a run file or its folder")
-    return names
+    paths = [Path(run.path).resolve() for run in runs]
+    depths = [int(len({path.parent for path in paths}) > 1)] * len(paths)
+    while True:
+        names = [_page_name(path, depth) for path, depth in zip(paths, depths, strict=True)]
+        taken = Counter(name.casefold() for name in names)
+        longer = [
+            i for i, name in enumerate(names) if taken[name.casefold()] > 1 and depths[i] < len(paths[i].parents) - 1
+        ]
+        if not longer:
+            break
+        for i in longer:
+            depths[i] += 1
+    for name, path in zip(names, paths, strict=True):
+        if paths.count(path) > 1 or name.casefold() == Path(INDEX).stem:
+            files = ", ".join(run.path for run, own in zip(runs, paths, strict=True) if own == path)
+            first = _page_name(path, 0) if paths.count(path) > 1 else name
+            raise UserError(f"{files}: the page would be {first}.html, which is taken; rename a run file or its folder")
+    return _numbered(names)
+
+
+def _page_name(path: Path, depth: int) -> str:
+    """The name of a file after those of so many folders above it."""
+    return "-".join((*(folder.name for folder in reversed(path.parents[:depth])), path.stem))
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    found: dict[str, str] = {}
+    for name in names:
+        free = (name if number == 1 else f"{name}-{number}" for number in count(1))
+        chosen = next(one for one in free if one.casefold() not in found and (one == name or one not in names))
+        found[chosen.casefold()] = chosen
+    return list(found.values())
 
 
 def _entry(run: Run, name: str) -> Entry:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from powerbench import outputs
 from powerbench.crossover import context_text, percent_text
 from powerbench.reports.comparison import case_words
 from powerbench.reports.curves import groups
@@ -37,20 +37,9 @@ SCRIPTS = ("figures.js", "point.js", "selectors.js", "tables.js", "start.js")
 def write_page(runs: Sequence[Run], path: Path) -> None:
     """Write the report of one or more runs; the file appears whole or not at all.
 
-    Raises ValueError without a run, OSError when the file cannot be written.
+    Raises ValueError without a run, OutputError when the file cannot be written or is that of a run.
     """
-    write_text(path, page(runs))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, with its folder; it appears whole or not at all. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    outputs.write(path, page(runs), inputs=[run.path for run in runs])
 
 
 def page(runs: Sequence[Run]) -> str:

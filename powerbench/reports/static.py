@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 
+from powerbench import outputs
 from powerbench.reports.chart import Chart
 from powerbench.reports.comparison import comparison
 from powerbench.reports.comparison_figures import change_chart, overlay
@@ -32,11 +34,11 @@ def write_static(
 
     Names begin with the setting, with several runs with the run's number; those of several runs together with all-runs
     or runN-against-run1, those of the weight-state ratio with wsfr and the model. A run without a time to trust gives
-    no figures of its own. only: the name of a single figure, without its suffix; formats: of FORMATS. Raises OSError
-    when the folder cannot be written.
+    no figures of its own. only: the name of a single figure, without its suffix; formats: of FORMATS. Raises
+    OutputError when a file cannot be written, or is that of a run.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    outputs.make_folder(folder)
+    inputs, written = [run.path for run in runs], []
     for name, where, chart in _charts(runs):
         if only not in (None, name):
             continue
@@ -44,8 +46,9 @@ def write_static(
         with mpl.rc_context({"pdf.fonttype": 42, "svg.hashsalt": name}):
             drawn = figure(chart, f"{chart.title}: {where}" if where else chart.title)
             for suffix in formats:
-                path = folder / f"{name}.{suffix}"
-                drawn.savefig(path, dpi=200, metadata=FORMATS[suffix] or None)
+                path, drawing = folder / f"{name}.{suffix}", io.BytesIO()
+                drawn.savefig(drawing, format=suffix, dpi=200, metadata=FORMATS[suffix] or None)
+                outputs.write(path, drawing.getvalue(), inputs=inputs)
                 written.append(path)
     return written
 

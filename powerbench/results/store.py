@@ -8,17 +8,20 @@ a file of a newer schema is refused.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import math
 import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from powerbench.errors import UserError
+from powerbench.outputs import shown, sync_folder
 from powerbench.results.model import SCHEMA_VERSION, CeilingsAgain, Header, Measurement, Run
 from powerbench.results.visits import together, visited
 from powerbench.roofline import Ceilings
@@ -68,7 +71,7 @@ class RunWriter:
     Made by `create` or `resume`.
     """
 
-    def __init__(self, path: Path, header: Header, file: BinaryIO) -> None:
+    def __init__(self, path: Path, header: Header, file: FileIO) -> None:
         self.path = path
         self.header = header
         self._file = file
@@ -79,8 +82,9 @@ class RunWriter:
         path = Path(path)
         make_room(path)
         with _os_errors(path):
+            target = Path(os.path.realpath(path))  # of a link to a file that is to be
             try:
-                file = path.open("xb")
+                file = target.open("xb", buffering=0)
             except FileExistsError:
                 raise StoreError(f"{path}: exists already; resume it, or choose another name") from None
             writer = cls(path, header, file)
@@ -89,8 +93,9 @@ class RunWriter:
                 writer._write(header)
             except BaseException:
                 writer.close()
-                path.unlink()
+                target.unlink()
                 raise
+            sync_folder(target.parent)
         return writer
 
     @classmethod
@@ -98,7 +103,9 @@ class RunWriter:
         """Go on with a run file: a half-written last line is cut off. Raises StoreError as `load` does."""
         path = Path(path)
         with _os_errors(path):
-            file = path.open("r+b")
+            if path.exists() and not path.is_file():
+                raise StoreError(f"{path}: not a file that can be gone on with")
+            file = path.open("r+b", buffering=0)
             try:
                 _lock(path, file)
                 contents = _read(path)
@@ -123,13 +130,11 @@ class RunWriter:
         fault = _fault(measurement)
         if fault:
             raise ValueError(f"{measurement.case_id}: {fault}")
-        with _os_errors(self.path):
-            self._write(measurement)
+        self._append(measurement)
 
     def append_ceilings(self, ceilings: Ceilings, warnings: tuple[str, ...] = ()) -> None:
         """Write the ceilings as measured again, and warnings of this sweep. Raises StoreError when the disk does."""
-        with _os_errors(self.path):
-            self._write(CeilingsAgain(ceilings, warnings))
+        self._append(CeilingsAgain(ceilings, warnings))
 
     def close(self) -> None:
         """Close the file; what was appended is on disk already."""
@@ -141,16 +146,33 @@ class RunWriter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _append(self, record: Measurement | CeilingsAgain) -> None:
+        try:
+            self._write(record)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write {shown(self.path)}: {error.strerror or error}; what it holds is complete, and --resume "
+                "goes on from there"
+            ) from error
+
     def _write(self, record: Header | Measurement | CeilingsAgain) -> None:
         self._write_bytes(_encode(record) + b"\n")
 
     def _write_bytes(self, line: bytes) -> None:
-        self._file.write(line)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """The whole line, on disk; where that cannot be, as on a full disk, the file ends as it did before."""
+        end, left = self._file.tell(), memoryview(line)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+                self._file.seek(end)
+            raise
 
 
-def _lock(path: Path, file: BinaryIO) -> None:
+def _lock(path: Path, file: FileIO) -> None:
     """Keep a second sweep off the file, where the file system can (some cluster file systems cannot)."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -165,7 +187,7 @@ def _os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{path}: {error.strerror or error}") from error
+        raise StoreError(f"{shown(path)}: {error.strerror or error}") from error
 
 
 def _run(path: Path, contents: _Contents) -> Run:
@@ -175,17 +197,19 @@ def _run(path: Path, contents: _Contents) -> Run:
 
 def _read(path: Path) -> _Contents:
     with _os_errors(path):
+        if path.is_char_device() or path.is_block_device():  # /dev/zero has no end
+            raise StoreError(f"{path}: a device, not a run file")
         data = path.read_bytes()
     if not data:
         raise StoreError(f"{path}: empty, not a run file")
-    lines = data.split(b"\n")
+    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
     tail = lines.pop()  # what follows the last newline: nothing, unless the writer was killed
     warnings: list[str] = []
     size = len(data) - len(tail)
     if tail and _is_json(tail):  # only its newline is missing
         lines.append(tail)
         size = len(data)
-    elif tail:
+    elif tail.strip():
         warnings.append(f"line {len(lines) + 1} is half written (the sweep was killed) and was left out")
     if not lines:
         raise StoreError(f"{path}: line 1: not a run file's header: {_first_words(tail)}")
@@ -194,6 +218,8 @@ def _read(path: Path) -> _Contents:
     repeated: dict[str, None] = {}
     again: list[CeilingsAgain] = []
     for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():  # an editor's, at the end
+            continue
         record = _parse_line(path, number, line)
         if isinstance(record, CeilingsAgain):
             again.append(record)

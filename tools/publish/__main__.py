@@ -7,12 +7,12 @@ python -m tools.publish --check    write nothing; exit status 1, naming them, wh
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from powerbench import outputs
 from powerbench.reports.index import INDEX, index, page_names, write_index
 from powerbench.reports.static import write_static
 from tools.publish import findings, readme
@@ -50,7 +50,7 @@ def publish(published: Published) -> None:
     _picture(published)
     for name, parts in TEXTS.items():
         path = root / name
-        path.write_text(fill(path.read_text(), parts(published)))
+        outputs.write(path, fill(path.read_text(), parts(published)))
 
 
 def check(published: Published) -> list[str]:
@@ -73,7 +73,7 @@ def _picture(published: Published) -> None:
         with tempfile.TemporaryDirectory() as folder:
             run = readme.of_contestants(published.runs[name])
             for path in write_static([run], Path(folder), only=FIGURE, formats=("png",)):
-                shutil.copyfile(path, published.root / PICTURE)
+                outputs.write(published.root / PICTURE, path.read_bytes())
 
 
 if __name__ == "__main__":
