@@ -209,8 +209,11 @@ def _read(path: Path) -> _Contents:
     if tail and _is_json(tail):  # only its newline is missing
         lines.append(tail)
         size = len(data)
-    elif tail.strip():
-        warnings.append(f"line {len(lines) + 1} is half written (the sweep was killed) and was left out")
+    else:
+        if tail.strip():
+            warnings.append(f"line {len(lines) + 1} is half written (the sweep was killed) and was left out")
+        while len(lines) > 1 and not lines[-1].strip():  # blank lines at the end, an editor's
+            size -= len(lines.pop()) + 1
     if not lines:
         raise StoreError(f"{path}: line 1: not a run file's header: {_first_words(tail)}")
     header = _parse_header(path, lines[0])
@@ -218,8 +221,6 @@ def _read(path: Path) -> _Contents:
     repeated: dict[str, None] = {}
     again: list[CeilingsAgain] = []
     for number, line in enumerate(lines[1:], start=2):
-        if not line.strip():  # an editor's, at the end
-            continue
         record = _parse_line(path, number, line)
         if isinstance(record, CeilingsAgain):
             again.append(record)
@@ -259,6 +260,8 @@ def _check_ceilings(path: Path, number: int, ceilings: Ceilings) -> None:
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> Measurement | CeilingsAgain:
+    if not line.strip():
+        raise StoreError(f"{path}: line {number}: blank, and more lines after it")
     try:
         record: Measurement | CeilingsAgain = _decode_line(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
