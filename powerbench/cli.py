@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from powerbench import bounds
 from powerbench._version import __version__
 from powerbench.check.command import check
 from powerbench.errors import DeviceLostError, UserError
@@ -55,7 +56,9 @@ SHAPE = (
 
 TIMEOUT = click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    callback=lambda *given: (
+        None if given[2] is None else bounds.number(given[2], "--timeout", bounds.TIMEOUT_SECONDS, "seconds")
+    ),
     metavar="SECONDS",
     help="A case that takes longer is ended [300 and ten times its prediction].",
 )
@@ -64,7 +67,9 @@ TIMEOUT = click.option(
 def selectors(command: F) -> F:
     """Adds the options that choose cases, their suite, device and seed."""
     for option in (
-        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."),
+        click.option(
+            "--seed", callback=bounds.option("seed", 0), default="0", show_default=True, help="Seed of the inputs."
+        ),
         click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu or cuda."),
         click.option("--gated/--ungated", default=None, help="With or without gates [gated]."),
         *(click.option(name, metavar=kind, help=text) for name, kind, text in reversed(SELECTORS)),
@@ -103,7 +108,10 @@ def cli() -> None:
     "--timer", type=click.Choice(["graph", "events", "wall"]), help="How [graph where it can, on a CPU wall]."
 )
 @click.option(
-    "--visits", type=click.IntRange(min=1), metavar="N", help="Rounds over all cases, each a part of the samples [5]."
+    "--visits",
+    callback=bounds.option("visits"),
+    metavar="N",
+    help="Rounds over all cases, each a part of the samples [5].",
 )
 @click.option("--l2", type=click.Choice(["cold", "hot"]), help="State of a GPU's L2 before each sample [cold].")
 @TIMEOUT

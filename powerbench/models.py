@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from powerbench.suites.grammar import SelectorError
+from powerbench.bounds import LARGEST
+from powerbench.suites.grammar import SelectorError, toml
 
 _PRESETS = Path(__file__).with_name("models.toml")
 DEFAULT = "llama-8b"
@@ -110,12 +111,7 @@ def load(name_or_file: str) -> Model:
     path = Path(name_or_file)
     if path.suffix != ".toml":
         raise SelectorError(f"--preset: {name_or_file!r} is neither a TOML file nor one of {', '.join(found)}")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise SelectorError(f"{name_or_file}: {reason}") from None
-    return _checked({"name": path.stem, **table}, name_or_file)
+    return _checked({"name": path.stem, **toml(path, name_or_file)}, name_or_file)
 
 
 def _checked(table: Mapping[str, object], where: str) -> Model:
@@ -130,6 +126,9 @@ def _checked(table: Mapping[str, object], where: str) -> Model:
     for key, value in sizes.items():
         if value is not None and value < 1:
             raise SelectorError(f"{where}: {key} is {value}; it must be at least 1")
+    for key, value in msgspec.structs.asdict(model).items():
+        if key in LARGEST and value is not None and value > LARGEST[key]:
+            raise SelectorError(f"{where}: {key} is {value}; it must be at most {LARGEST[key]}")
     if model.mlp_matrices not in (2, 3):
         raise SelectorError(f"{where}: mlp_matrices is {model.mlp_matrices}; it must be 2, or 3 with a gate")
     if kv_heads < 1 or heads % kv_heads:

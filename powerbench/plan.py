@@ -26,7 +26,8 @@ VISIT_SECONDS = {"cuda": 0.65, "cpu": 0.25}
 
 @dataclass(frozen=True)
 class PlannedCase:
-    """A case before it runs. `reason`: why it will be skipped. Seconds and bytes are predictions, for one call.
+    """A case before it runs. `reason`: why it will be skipped, being unsupported; `oom`: because it needs more memory
+    than there is. Seconds and bytes are predictions, for one call.
 
     `fixed_seconds`: of each visit, whatever a call takes. `phases`: its launches will be timed one by one, too.
     `visits`: which of its visits are still to be made, each until `stopping` says that it is enough.
@@ -44,6 +45,7 @@ class PlannedCase:
     sequence_bytes: int | None = None  # of a decode case: what the kernel keeps of one sequence
     visits: tuple[int, ...] = (0,)
     stopping: Stopping = field(default_factory=Stopping)
+    oom: str | None = None
 
     @property
     def floor_seconds(self) -> float:
@@ -60,7 +62,7 @@ class PlannedCase:
 
         These as if each took an equal part.
         """
-        if self.reason:
+        if self.reason or self.oom:
             return 0.0
         seconds = self.fixed_seconds + self.call_seconds * 3 + self.stopping.expected_seconds(self.call_seconds)
         if self.times_phases(visit):
@@ -99,8 +101,23 @@ def plan(
         left = tuple(visit for visit in range(visits) if visit not in (done or {}).get(case.case_id, ()))
         if left:
             item = _plan_case(case, by_name[case.kernel], device, ceilings, phases)
-            planned.append(replace(item, visits=left[:1] if item.reason else left, stopping=stopping))
+            item = replace(item, oom=lacking_memory(item, device))
+            planned.append(replace(item, visits=left[:1] if item.reason or item.oom else left, stopping=stopping))
     return planned
+
+
+def lacking_memory(item: PlannedCase, device: Device) -> str | None:
+    """Why a case cannot fit into the device's memory; None: it may. It is not even tried."""
+    if item.memory_bytes <= device.memory_bytes:
+        return None
+    need, have = gib(item.memory_bytes), gib(device.memory_bytes)
+    shared = gib(item.memory_bytes - item.own_bytes)  # of a decode row all of its context, whatever the kernel keeps
+    return f"predicted: needs about {need}, {shared} of it for inputs and reference; the device has {have} free"
+
+
+def gib(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.1f} GiB"
 
 
 def _plan_case(case: Case, kernel: Kernel, device: Device, ceilings: Ceilings, phases: bool) -> PlannedCase:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from powerbench.bench import Closed, Fault, Opened, Reply, Sampled
 from powerbench.device import Device
-from powerbench.plan import PlannedCase
+from powerbench.plan import PlannedCase, gib, lacking_memory
 from powerbench.problem import Case
 from powerbench.results.model import INTERLEAVED, Measurement, Round
 from powerbench.stopping import Stopping
@@ -115,11 +115,9 @@ def _refused(item: PlannedCase, device: Device) -> Measurement | None:
     """The row of a case that is not even tried."""
     if item.reason:
         return Measurement(case=item.case, status="unsupported", message=item.reason)
-    if item.memory_bytes <= device.memory_bytes:
+    message = lacking_memory(item, device)
+    if message is None:
         return None
-    need, have = _gib(item.memory_bytes), _gib(device.memory_bytes)
-    shared = _gib(item.memory_bytes - item.own_bytes)  # of a decode row all of its context, whatever the kernel keeps
-    message = f"predicted: needs about {need}, {shared} of it for inputs and reference; the device has {have} free"
     return Measurement(case=item.case, status="oom", message=message, launches=item.launches)
 
 
@@ -130,13 +128,9 @@ def _contest(sweep: _Sweep, items: Sequence[PlannedCase], device: Device) -> Ite
     if together <= device.memory_bytes:
         yield from sweep.rounds(items, INTERLEAVED)
         return
-    order = f"in turn: all would need about {_gib(together)}, the device has {_gib(device.memory_bytes)} free"
+    order = f"in turn: all would need about {gib(together)}, the device has {gib(device.memory_bytes)} free"
     for item in items:
         yield from sweep.rounds([item], order)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
 
 
 @dataclass

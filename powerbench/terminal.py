@@ -11,6 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from powerbench.refine import LIMIT
 from powerbench.results.model import Measurement
@@ -118,12 +119,13 @@ def print_plan(planned: Sequence[PlannedCase], console: Console) -> None:
     table.add_column("memory", justify="right")
     table.add_column("skipped because", overflow="fold")
     for item in planned:
-        numbers = ("", "", "") if item.reason else (
+        refused = item.reason or item.oom
+        numbers = ("", "", "") if refused else (
             duration(item.call_seconds), duration(item.total_seconds), f"{item.memory_bytes / 2**20:.0f} MiB",
         )  # fmt: skip
-        table.add_row(item.case.case_id, *numbers, item.reason or "")
+        table.add_row(Text(item.case.case_id), *numbers, Text(refused or ""))
     console.print(table)
-    skipped = sum(item.reason is not None for item in planned)
+    skipped = sum(bool(item.reason or item.oom) for item in planned)
     total = duration(sum(item.total_seconds for item in planned))
     console.print(f"{len(planned) - skipped} to measure in about {total}, {skipped} skipped.", highlight=False)
 

@@ -19,7 +19,7 @@ TORCH_FREE = [
     "powerbench", "powerbench.cli", "powerbench.problem", "powerbench.cost", "powerbench.roofline",
     "powerbench.datasheet", "powerbench.nvml", "powerbench.telemetry", "powerbench.spoilers",
     "powerbench.crossover", "powerbench.costmodel", "powerbench.refine", "powerbench.stopping", "powerbench.suites",
-    "powerbench.turns", "powerbench.outputs", "powerbench.streams",
+    "powerbench.turns", "powerbench.outputs", "powerbench.streams", "powerbench.bounds",
     "powerbench.results.model", "powerbench.results.store", "powerbench.check.compare", "powerbench.check.gate",
     "powerbench.check.outputs.write", "powerbench.models", "powerbench.wsfr", "powerbench.reports.wsfr_choice",
     "powerbench.reports.wsfr_table", "powerbench.reports.wsfr",
@@ -30,12 +30,13 @@ TORCH_FREE = [
     "powerbench.kernels.power.decode_cost", "powerbench.kernels.power.decode_tiling", "powerbench.reports.decoding",
 ]  # fmt: skip
 # Which parts of the package a part may import. `cli` and `session`, at the top, may import all.
-BASE = {"problem", "cost", "errors", "outputs", "_version"}
+BASE = {"bounds", "problem", "cost", "errors", "outputs", "_version"}
 ALLOWED = {
     "problem": set(),
     "cost": set(),
     "errors": set(),
     "outputs": {"errors"},
+    "bounds": {"errors"},
     "streams": {"errors"},
     "roofline": {"cost"},
     "bootstrap": {"results"},

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from powerbench.bounds import option
 from powerbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +53,13 @@ def _share(context: click.Context, parameter: click.Parameter, value: str) -> fl
     show_default=True,
     help="Of what is called a change.",
 )
-@click.option("--allow-inconclusive", type=click.IntRange(0), default=0, show_default=True, help="So many are fine.")
+@click.option(
+    "--allow-inconclusive",
+    callback=option("allow_inconclusive", 0),
+    default="0",
+    show_default=True,
+    help="So many are fine.",
+)
 @click.option("--ignore-versions", is_flag=True, help="Compare contestants of other versions too.")
 @click.option("--controls", default="sdpa,flash,fla", show_default=True, help="Contestants that are not on trial.")
 @click.option("--min-roof", multiple=True, metavar="[WHAT=]SHARE", help="Demand: 0.5, or power@64k=0.5.")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from powerbench.bounds import DEMAND
 from powerbench.check.model import Demand
 from powerbench.crossover import context_text, percent_text
 from powerbench.errors import UserError
@@ -47,7 +48,7 @@ def parse(kind: Kind, text: str) -> Wanted:
     except ValueError:
         limit = 0.0
     number_named = len(of) == 2 if kind == "min-speedup" else len(of) <= 1
-    if limit <= 0 or not number_named or not all(of):
+    if not 0 < limit <= DEMAND or not number_named or not all(of):
         raise UserError(f"--{kind}: {text!r} is not a demand such as {EXAMPLES[kind]}")
     return Wanted(kind, f"--{kind} {text}", of, count(ctx, f"--{kind}") if at else None, limit)
 

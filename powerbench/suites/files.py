@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from powerbench.suites.grammar import SelectorError
+from powerbench.suites.grammar import SelectorError, toml
 from powerbench.suites.keys import DESCRIPTIONS, SELECTORS, attribute, parse
 from powerbench.suites.suite import Suite
 
@@ -41,11 +40,7 @@ def load(name_or_file: str) -> Suite:
     path = presets().get(name_or_file, Path(name_or_file))
     if path.suffix != ".toml":
         raise SelectorError(f"--suite: {name_or_file!r} is neither a TOML file nor one of {', '.join(presets())}")
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise SelectorError(f"{name_or_file}: {reason}") from None
+    data = toml(path, name_or_file)
     blocks = data.pop(BLOCK, [])
     if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
         raise SelectorError(f"{name_or_file}: {BLOCK} must be written as [[{BLOCK}]], once for each block")

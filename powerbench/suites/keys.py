@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from powerbench.bounds import LARGEST
 from powerbench.problem import DTYPES, PASSES
 from powerbench.suites.grammar import SelectorError, count, counts, counts_or_auto, words
 
 # key -> parser of its text
 _PARSERS: dict[str, Callable[[str, str], Any]] = {
-    "p": counts,
-    "ctx": counts,
-    "chunk": counts_or_auto,
-    "d_tile": counts_or_auto,
-    "head_dim": counts,
-    "value_dim": counts,
-    "heads": counts,
-    "kv_heads": counts,
-    "batch": counts,
-    "tokens": count,
+    **{
+        key: partial(parser, most=LARGEST[key])
+        for key, parser in (
+            ("p", counts), ("ctx", counts), ("chunk", counts_or_auto), ("d_tile", counts_or_auto), ("head_dim", counts),
+            ("value_dim", counts), ("heads", counts), ("kv_heads", counts), ("batch", counts), ("tokens", count),
+        )
+    },
     "dtype": lambda text, name: words(text, name, DTYPES),
     "pass": lambda text, name: words(text, name, PASSES),
     "kernels": words,
-}
+}  # fmt: skip
 # key -> type, which values of it are good, and both in words
 _TYPES: dict[str, tuple[type, Callable[[Any], bool], str]] = {
     "name": (str, lambda name: re.fullmatch(r"[\w.-]+", name) is not None, "a text of letters, digits and ._-"),
     "purpose": (str, bool, "a text"),
     "shows": (str, bool, "a text"),
-    "minutes": (int, lambda minutes: minutes > 0, "a whole number of minutes"),
+    "minutes": (int, lambda minutes: 0 < minutes <= LARGEST["minutes"], "a whole number of minutes"),
     "gated": (bool, lambda gated: True, "true or false"),
 }
 SELECTORS = (*_PARSERS, "gated")

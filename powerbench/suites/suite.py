@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, product
+from math import isqrt, prod
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from powerbench.bounds import CASES
 from powerbench.problem import Case, Params, Problem
 from powerbench.suites.grammar import SelectorError
 from powerbench.suites.keys import attribute, parse
@@ -62,6 +64,12 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
         """Suites without blocks whose union this is."""
         return self.blocks or (self,)
 
+    @property
+    def _lists(self) -> tuple[Sequence[object], ...]:
+        """What the product of the cases is over, but for the kernels; of a selector that is not given one value."""
+        given = (self.ctx, self.value_dim, self.heads, self.kv_heads, self.batch, self.dtype)
+        return (self.p, self.chunk, self.d_tile, self.head_dim, self.pass_, *(one or (None,) for one in given))
+
     def of_blocks(self, blocks: tuple[Suite, ...]) -> Suite:
         """This suite as the union of `blocks`; None among their dtypes or kernels: the device's default for all."""
         return msgspec.structs.replace(
@@ -98,6 +106,12 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
 
         `where`: the file they stand in; empty: they are options.
         """
+        number = sum(prod(len(values) for values in part._lists) for part in self.parts)
+        if number > CASES:
+            of = f"{where}: " if where else ""
+            raise SelectorError(
+                f"{of}the selectors make {number} cases a kernel; at most {CASES} are allowed in one sweep"
+            )
         for block in self.blocks:
             block.check(where)
         if self.blocks:
@@ -105,7 +119,7 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
         for tile in self.d_tile:
             if tile is not None and all(d % tile for d in self.head_dim):
                 dims = " or ".join(map(str, self.head_dim))
-                fits = sorted({t for d in self.head_dim for t in range(1, d + 1) if d % t == 0})
+                fits = sorted({t for d in self.head_dim for t in _divisors(d)})
                 name = f"{where}: d_tile" if where else _option("d_tile")
                 allowed = ", ".join(map(str, fits))
                 raise SelectorError(f"{name}: {tile} does not divide head dimension {dims}; allowed are {allowed}")
@@ -162,6 +176,11 @@ def _union(values: Iterable[tuple[str, ...] | None]) -> tuple[str, ...] | None:
     if None in found:
         return None
     return tuple(dict.fromkeys(chain.from_iterable(value for value in found if value)))
+
+
+def _divisors(number: int) -> set[int]:
+    small = [t for t in range(1, isqrt(number) + 1) if number % t == 0]
+    return {*small, *(number // t for t in small)}
 
 
 def _option(key: str) -> str:
