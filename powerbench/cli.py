@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -328,7 +329,7 @@ def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console  # noqa: PLC0415
 
     console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 120  # a pipe has no width; rich's guess of 80 would fold the tables
     return console
 

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from powerbench.kernels.kernel import Kernel
 from powerbench.kernels.table import available
+from powerbench.reports.tables import fitting, left_out
 
 SWEEPS = ("p", "d_tile", "chunk_size")
 
@@ -15,7 +16,10 @@ SWEEPS = ("p", "d_tile", "chunk_size")
 def print_kernels(out: Console) -> None:
     """Two tables: what can run, a line a kernel; and what each is. Asks no GPU: the limits are those of the sources."""
     kernels = list(available().values())
-    out.print(_capabilities(kernels))
+    table, gone = _capabilities(kernels, out.width)
+    out.print(table)
+    if gone:
+        out.print(Text(gone, style="dim"))
     out.print()
     out.print(_descriptions(kernels))
     out.print()
@@ -26,23 +30,33 @@ def print_kernels(out: Console) -> None:
     )
 
 
-def _capabilities(kernels: list[Kernel]) -> Table:
+def _capabilities(kernels: list[Kernel], width: int) -> tuple[Table, str]:
+    """The table, and a line on the columns that do not fit into `width` characters."""
+    headings = ("kernel", "version", "passes", "gates", "GQA", "dtypes", "d", "sweeps")
+    lines = [_line(kernel) for kernel in kernels]
+    texts = zip(headings, *lines, strict=True)
+    needs = [max(map(len, of)) if i != 1 else len("not installed") for i, of in enumerate(texts)]
+    kept = fitting(headings, needs, width, gap=1)
     table = Table(box=None, pad_edge=False)
-    for column in ("kernel", "version", "passes", "gates", "GQA", "dtypes", "d", "sweeps"):
-        table.add_column(column, overflow="fold")
-    for kernel in kernels:
-        support = kernel.support
-        table.add_row(
-            kernel.name,
-            kernel.version() or "not installed",
-            ", ".join(kernel.passes),
-            "yes" if kernel.gated else "no",
-            "yes" if support.grouped else "no",
-            ", ".join(support.dtypes),
-            support.head_dims,
-            ", ".join(name for name in SWEEPS if name in kernel.takes),
-        )
-    return table
+    for i in kept:
+        table.add_column(headings[i], overflow="fold", min_width=needs[i])
+    for line in lines:
+        table.add_row(*(Text(line[i]) for i in kept))
+    return table, left_out(headings, kept, "a wider terminal, or `powerbench list kernels | cat`, has them")
+
+
+def _line(kernel: Kernel) -> tuple[str, ...]:
+    support = kernel.support
+    return (
+        kernel.name,
+        kernel.version() or "not installed",
+        ", ".join(kernel.passes),
+        "yes" if kernel.gated else "no",
+        "yes" if support.grouped else "no",
+        ", ".join(support.dtypes),
+        support.head_dims,
+        ", ".join(name for name in SWEEPS if name in kernel.takes),
+    )
 
 
 def _descriptions(kernels: list[Kernel]) -> Table:

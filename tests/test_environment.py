@@ -79,3 +79,49 @@ def test_on_a_real_gpu():
     found = collect(pick("cuda"), {})
     assert found.gpu.uuid.startswith(("GPU-", "MIG-"))
     assert found.cuda
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 0.5),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "150000 100000\n"}, 1.5),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/docker/1\n2:memory:/docker/1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            0.5,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            None,
+        ),
+        ({"proc/self/cgroup": "junk\n"}, None),
+        ({}, None),
+    ],
+)
+def test_the_quota_of_a_container(tmp_path, files, quota):
+    from powerbench.results.environment import cpu_quota
+
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_quota(tmp_path) == quota
+
+
+def test_half_a_cpu_is_another_machine():
+    from powerbench.check.compare import compare
+    from tests.test_check import one, run
+
+    whole, half = run(one(seed=1)), run(one(seed=2), cpu_quota=0.5)
+    found = compare(whole, half)
+    assert {case.verdict for case in found.cases} == {"not comparable"}
+    assert "CPUs that the container may use: no limit against 0.5" in found.notes
+    assert {case.verdict for case in compare(half, half).cases} == {"ok"}

@@ -71,7 +71,7 @@ ALLOWED = {
     "worker": BASE | {"timing", "device", "results", "bench", "telemetry"},
     "runner": BASE | {"device", "results", "stopping", "bench", "plan", "worker", "turns"},
     "terminal": BASE | {"results", "roofline", "plan", "refine"},
-    "listing": {"kernels"},
+    "listing": {"kernels", "reports"},
 }
 
 

@@ -157,3 +157,11 @@ def test_in_a_browser(tmp_path, width):
         assert browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
     finally:
         browser.close()
+
+
+def test_pages_of_files_of_one_name_are_distinct(tmp_path):
+    paths = ("x/h/a.jsonl", "y/h/a.jsonl", "y/h/a.json", "y/h/A.jsonl", "h/y-h-a.jsonl", "b.jsonl")
+    names = page_names([at(runs.cpu_run(), str(tmp_path / path)) for path in paths])
+    assert len({name.casefold() for name in names}) == len(paths)
+    several = page_names([at(runs.cpu_run(), str(tmp_path / path)) for path in ("x/h/a.jsonl", "y/h/a.jsonl")])
+    assert several == ["x-h-a", "y-h-a"]

@@ -257,3 +257,22 @@ def test_what_json_cannot_hold(tmp_path):
                 writer.append(bad)
         writer.append(msgspec.structs.replace(wrong, error=math.nan))
     assert load(path).measurements == (wrong,)
+
+
+@pytest.mark.parametrize("tail", [b"\n", b"\n\n", b"  \n", b"\r\n", b" "])
+def test_blank_lines_at_the_end_are_no_damage(tmp_path, tail):
+    first, second = runs.cpu_run().measurements[:2]
+    path = write(tmp_path / "run.jsonl", [first])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + tail)
+    assert load(path) == Run(str(path), runs.header(), (first,))
+    writer, _ = RunWriter.resume(path)
+    with writer:
+        writer.append(second)
+    assert load(path).measurements == (first, second)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path, read in (("/dev/zero", load), (tmp_path / "fifo", RunWriter.resume), ("/dev/null", RunWriter.resume)):
+        with pytest.raises(StoreError, match=r"device|not a file"):
+            read(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,6 +164,6 @@ def _console() -> Console:
     from rich.console import Console  # noqa: PLC0415
 
     console = Console(highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 140  # a pipe has no width, and the table has long case ids
     return console

@@ -65,6 +65,10 @@ def runs_differ(baseline: Run, new: Run) -> str | None:
         return f"schema {old.schema} against {one.schema}: measure the baseline again"
     if old.environment.device != one.environment.device:
         return f"device: {old.environment.device} against {one.environment.device}"
+    quotas = old.environment.cpu_quota, one.environment.cpu_quota
+    if quotas[0] != quotas[1]:
+        said = ["no limit" if quota is None else f"{quota:.3g}" for quota in quotas]
+        return f"CPUs that the container may use: {said[0]} against {said[1]}"
     return None
 
 

@@ -22,7 +22,7 @@ from powerbench.reports.phase_table import (
 )
 from powerbench.reports.phases import PHASE_COLUMNS, PhasesByCase, curves_with_phases, phase_rows, phase_values
 from powerbench.reports.rows import COLUMNS, Row, rows, values
-from powerbench.reports.tables import empty_table, json_text, markdown_table, markdown_text
+from powerbench.reports.tables import json_text, markdown_table, markdown_text, table_for
 from powerbench.reports.text import Column, or_empty, printable, si, significant, telling
 from powerbench.results.model import Run
 
@@ -78,12 +78,12 @@ def print_run(run: Run, console: Console) -> None:
     found, phases = groups(rows(run)), phase_rows(run)
     for group, name in zip(found, setting_names(found), strict=True):
         console.print(Text(printable(_title(group, name)), style="bold"))
-        console.print(_rich_table(group))
+        _print_table(console, *_rich_table(group, console.width))
         for reason in reasons(ordered(group)):
             console.print(Text(f"  {printable(reason)}", style="dim"))
         console.print()
         if curves_with_phases(group, phases):
-            console.print(_rich_phases(group, phases))
+            _print_table(console, *_rich_phases(group, phases, console.width))
             for reason in phase_reasons(group, phases):
                 console.print(Text(f"  {printable(reason)}", style="dim"))
             console.print()
@@ -148,27 +148,36 @@ def reasons(all_rows: Iterable[Row]) -> list[str]:
     ]
 
 
-def _rich_table(group: Group) -> Table:
-    shown, best = columns(group), fastest(group)
-    table = empty_table(shown)
+def _print_table(console: Console, table: Table, left_out: str) -> None:
+    console.print(table)
+    if left_out:
+        console.print(Text(f"  {left_out}", style="dim"))
+
+
+def _rich_table(group: Group, width: int) -> tuple[Table, str]:
+    shown, best, members = columns(group), fastest(group), ordered(group)
+    cells = [[_cell(column, row, best) for column in shown] for row in members]
+    table, kept, left_out = table_for(width, shown, cells, "--format csv")
     previous = None
-    for row in ordered(group):
+    for row, line in zip(members, cells, strict=True):
         if previous not in (None, row.ctx):
             table.add_section()
         previous = row.ctx
         style = "bold" if row.case_id in best else ("" if row.valid else "dim")
-        table.add_row(*(Text(_cell(column, row, best)) for column in shown), style=style)
-    return table
+        table.add_row(*(Text(line[i]) for i in kept), style=style)
+    return table, left_out
 
 
-def _rich_phases(group: Group, phases: PhasesByCase) -> Table:
-    shown = phase_columns(group, phases)
-    table = empty_table(shown)
-    for case in phase_cases(group, phases):
+def _rich_phases(group: Group, phases: PhasesByCase, width: int) -> tuple[Table, str]:
+    shown, cases = phase_columns(group, phases), list(phase_cases(group, phases))
+    found = [[list(map(printable, line)) for line in phase_cells(shown, case)] for case in cases]
+    everything = [line for case in found for line in case]
+    table, kept, left_out = table_for(width, shown, everything, "--phases --format csv")
+    for case, lines in zip(cases, found, strict=True):
         table.add_section()
-        for phase, cells in zip(case, phase_cells(shown, case), strict=True):
-            table.add_row(*(Text(printable(cell)) for cell in cells), style="" if phase.valid else "dim")
-    return table
+        for phase, line in zip(case, lines, strict=True):
+            table.add_row(*(Text(line[i]) for i in kept), style="" if phase.valid else "dim")
+    return table, left_out
 
 
 def _cell(column: Column[Row], row: Row, best: set[str]) -> str:

@@ -21,7 +21,7 @@ from powerbench.reports.crossovers import (
 )
 from powerbench.reports.curves import groups, setting_names
 from powerbench.reports.rows import rows
-from powerbench.reports.tables import empty_table, json_text, markdown_table, markdown_text
+from powerbench.reports.tables import json_text, markdown_table, markdown_text, table_for
 from powerbench.reports.text import Column, printable
 from powerbench.results.model import Run
 
@@ -54,9 +54,12 @@ def _part(shown: Sequence[Column[R]], members: Sequence[R], legend: str, format:
         return "\n".join([*markdown_table(shown, cells), "", markdown_text(legend)]) + "\n"
     out = io.StringIO()
     console = Console(file=out, width=width, highlight=False)
-    table = empty_table(shown)
+    cells = [list(map(printable, line)) for line in cells]
+    table, kept, left_out = table_for(width, shown, cells, "--crossovers --format csv")
     for line in cells:
-        table.add_row(*(Text(printable(cell)) for cell in line))
+        table.add_row(*(Text(line[i]) for i in kept))
     console.print(table)
+    if left_out:
+        console.print(Text(left_out, style="dim"))
     console.print(Text(legend, style="dim"))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"

@@ -45,7 +45,35 @@ def collect(device: Device, contestants: Mapping[str, str | None], warnings: tup
         cuda=torch.version.cuda if gpu else None,
         gpu=gpu,
         warnings=warnings,
+        cpu_quota=cpu_quota(),
     )
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """How many CPUs this process may use in the mean, the least of its control groups' (v2 and v1); None: no limit."""
+    found = []
+    for line in _lines(root / "proc/self/cgroup"):  # 0::/a/b, or 4:cpu,cpuacct:/a/b
+        _, controllers, where = (*line.split(":", 2), "", "")[:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        place = Path(where.lstrip("/"))
+        for part in (place, *place.parents):  # a container sees its own group as the root
+            group = mount / part
+            if controllers:
+                values = [*_lines(group / "cpu.cfs_quota_us"), *_lines(group / "cpu.cfs_period_us")]
+            else:
+                values = " ".join(_lines(group / "cpu.max")).split()
+            if len(values) == 2 and all(value.isdecimal() and int(value) for value in values):  # else max, or -1
+                found.append(int(values[0]) / int(values[1]))
+    return min(found, default=None)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
 
 
 def _triton() -> str | None:

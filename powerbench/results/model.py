@@ -48,6 +48,7 @@ class Environment(msgspec.Struct, frozen=True):
     cuda: str | None = None  # what torch was built with; None on a CPU
     gpu: Facts | None = None  # UUID, driver, clocks policy, ECC, MIG; None on a CPU
     warnings: tuple[str, ...] = ()  # what may spoil the times, as the machine stood before the run
+    cpu_quota: float | None = None  # CPUs that the container may use in the mean; None: no limit, or not known
 
 
 class Header(msgspec.Struct, frozen=True, tag="header", tag_field="type"):

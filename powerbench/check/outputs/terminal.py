@@ -21,8 +21,10 @@ from powerbench.check.outputs.text import (
     words,
 )
 from powerbench.check.words import change, percent
+from powerbench.reports.tables import fitting, left_out
 from powerbench.reports.text import printable
 
+CASE_WIDTH = 24  # what a case id may be folded to
 STYLES = {"regression": "bold red", "improvement": "green", "inconclusive": "yellow", "missing": "yellow"}
 
 
@@ -34,13 +36,21 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         _line(console, note)
     cases = compared(comparison)
     if cases:
-        table = _table("verdict", "time", "95 % interval", "medians", "sees", "case")
-        for case in cases:
+        numbers = [(change(case.ratio), interval(case), times(case), percent(case.detectable)) for case in cases]
+        headings = ("verdict", "time", "95 % interval", "medians", "sees", "case")
+        cells = [(case.verdict, *of, "-" * CASE_WIDTH) for case, of in zip(cases, numbers, strict=True)]
+        needs = [max(map(len, of)) for of in zip(headings, *cells, strict=True)]
+        kept = fitting(headings, needs, console.width, gap=1)
+        table = _table(*(headings[i] for i in kept))
+        for case, of in zip(cases, numbers, strict=True):
             what = Text("\n".join([case.case_id, *(f"  {said}" for said in map(printable, words(case)))]))
             what.stylize("dim", len(case.case_id))
-            numbers = (change(case.ratio), interval(case), times(case), percent(case.detectable))
-            table.add_row(Text(case.verdict, STYLES.get(case.verdict, "")), *numbers, what)
+            row = (Text(case.verdict, STYLES.get(case.verdict, "")), *of, what)
+            table.add_row(*(row[i] for i in kept))
         console.print(table)
+        gone = left_out(headings, kept, "--json - has them")
+        if gone:
+            _line(console, gone)
     if comparison.demands:
         table = _table("verdict", "measured", "demand", "case")
         for demand in demands(comparison):
