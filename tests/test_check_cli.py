@@ -47,6 +47,8 @@ def folder(tmp_path_factory):
     for seed, (name, factor) in enumerate(SLOW.items()):
         write(folder / name, one(seed=10 + seed, ms=factor), one("mine", seed=20 + seed))
     write(folder / "other.jsonl", one("another"))
+    write(folder / "half.jsonl", one(seed=4))
+    write(folder / "empty.jsonl")
     write(folder / "h100.jsonl", one(), device="NVIDIA H100")
     return folder
 
@@ -60,7 +62,20 @@ def folder(tmp_path_factory):
         (["base.jsonl", "unsure.jsonl"], 3, "inconclusive: 1 inconclusive, 1 ok"),
         (["base.jsonl", "unsure.jsonl", "--allow-inconclusive", "1"], 0, "no regression: 1 inconclusive, 1 ok"),
         (["base.jsonl", "unsure.jsonl", "--threshold", "10%"], 0, "no regression: 2 ok"),
-        (["base.jsonl", "other.jsonl"], 4, "nothing comparable was measured: 2 missing, 1 new"),
+        (["base.jsonl", "other.jsonl"], 1, "REGRESSION: 2 missing (counted as regressions), 1 new"),
+        (
+            ["base.jsonl", "other.jsonl", "--allow-missing"],
+            4,
+            "nothing comparable was measured: 2 missing (not counted as regressions), 1 new",
+        ),
+        (["base.jsonl", "half.jsonl"], 1, "REGRESSION: 1 ok, 1 missing (counted as regressions)"),
+        (["base.jsonl", "half.jsonl", "--allow-missing"], 0, "1 ok, 1 missing (not counted as regressions)"),
+        (
+            ["base.jsonl", "half.jsonl", "--controls", "mine"],
+            0,
+            "1 missing (in the baseline only; not on trial): mine/",
+        ),
+        (["base.jsonl", "empty.jsonl"], 1, "REGRESSION: 2 missing (counted as regressions)"),
         (["base.jsonl", "h100.jsonl"], 4, "device: NVIDIA H200 against NVIDIA H100"),
         (["ok.jsonl", "--max-ms", "2"], 0, "no regression: 2 ok"),
         (["ok.jsonl", "--max-ms", "mine=0.5"], 1, "REGRESSION: 1 regression"),
@@ -141,7 +156,7 @@ def test_a_folder_of_baselines(folder, tmp_path):
     assert absent.returncode == 2
     assert "has no baseline for NVIDIA H100 (nvidia-h100.jsonl; there is nvidia-h200)" in absent.stderr
     again = check(folder / "regression.jsonl", "--baseline-dir", "baselines", "--update-baseline", cwd=tmp_path)
-    assert again.returncode == 0
+    assert (again.returncode, again.stderr) == (0, "")
     assert check(folder / "regression.jsonl", "--baseline-dir", "baselines", cwd=tmp_path).returncode == 0
 
 
@@ -221,3 +236,11 @@ def test_markdown_takes_nothing_from_a_run_file_for_markup():
     assert "\x1b" not in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.replace("\\|", "").count("|") in (8, 5) for line in rows)
+
+
+def test_a_baseline_that_loses_cases_says_so(folder, tmp_path):
+    for name, said in (("base", ""), ("half", "had a time of before, and has none of now: 1\n"), ("base", "")):
+        done = check(folder / f"{name}.jsonl", "--baseline-dir", "baselines", "--update-baseline", cwd=tmp_path)
+        assert done.returncode == 0
+        assert done.stderr.endswith(said)
+        assert bool(done.stderr) == bool(said)

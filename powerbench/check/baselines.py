@@ -54,6 +54,16 @@ def update_baseline(folder: Path, run: Run) -> Path:
     return path
 
 
+def dropped(folder: Path, run: Run) -> int:
+    """How many cases the baseline that the run is to replace has a time of, and the run does not hold."""
+    try:
+        before = load(baseline_path(folder, run.header.environment.device))
+    except UserError:  # none, or one that cannot be read
+        return 0
+    kept = {one.case_id for one in run.measurements if one.status == "ok"}
+    return sum(one.status == "ok" and one.case_id not in kept for one in before.measurements)
+
+
 def noise_path(device: str, folder: Path | None) -> Path:
     """Where a machine's calibration is kept: with its baselines, or else with the user's state files."""
     if folder is None:

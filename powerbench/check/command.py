@@ -53,6 +53,7 @@ def _share(context: click.Context, parameter: click.Parameter, value: str) -> fl
     help="Of what is called a change.",
 )
 @click.option("--allow-inconclusive", type=click.IntRange(0), default=0, show_default=True, help="So many are fine.")
+@click.option("--allow-missing", is_flag=True, help="Cases of the baseline that are gone are no regressions.")
 @click.option("--ignore-versions", is_flag=True, help="Compare contestants of other versions too.")
 @click.option("--controls", default="sdpa,flash,fla", show_default=True, help="Contestants that are not on trial.")
 @click.option("--min-roof", multiple=True, metavar="[WHAT=]SHARE", help="Demand: 0.5, or power@64k=0.5.")
@@ -64,8 +65,8 @@ def _share(context: click.Context, parameter: click.Parameter, value: str) -> fl
 def check(runs: tuple[str, ...], **options: Any) -> None:
     """Is it slower than before? Two stored runs, or this code against a commit, case by case.
 
-    Exit status: 0 no regression; 1 a regression, or a demand not met; 2 bad usage; 3 more inconclusive than allowed;
-    4 nothing was compared.
+    Exit status: 0 no regression; 1 a regression, a case gone, or a demand not met; 2 bad usage; 3 more inconclusive
+    than allowed; 4 nothing was compared.
     """
     _check_usage(runs, options)
     from powerbench.check.demands import parse  # noqa: PLC0415
@@ -82,6 +83,7 @@ def check(runs: tuple[str, ...], **options: Any) -> None:
         false_discovery_rate=options["false_discovery"],
         allow_inconclusive=options["allow_inconclusive"],
         ignore_versions=options["ignore_versions"],
+        allow_missing=options["allow_missing"],
         controls=controls,
     )
     gate = Gate(

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 import msgspec
 from rich.console import Console
 
-from powerbench.check.baselines import load_baseline, load_calibration, noise_path, save_calibration, update_baseline
+from powerbench.check.baselines import (
+    dropped,
+    load_baseline,
+    load_calibration,
+    noise_path,
+    save_calibration,
+    update_baseline,
+)
 from powerbench.check.compare import compare
 from powerbench.check.demands import Wanted, hold
 from powerbench.check.model import Comparison, Policy
@@ -62,7 +69,11 @@ class Gate:
         """The path of the baseline that the run, or one measured now, has become."""
         assert self.folder
         with self._new(*run) as new:
-            return update_baseline(self.folder, new)
+            gone = dropped(self.folder, new)
+            path = update_baseline(self.folder, new)
+        if gone:
+            self.say(f"cases that the baseline had a time of before, and has none of now: {gone}")
+        return path
 
     def _new(self, *path: str) -> AbstractContextManager[Run]:
         return nullcontext(load(*path)) if path else self._measuring().now()

@@ -21,6 +21,7 @@ from powerbench.check.evidence import Evidence, Side
 from powerbench.check.model import Comparison, Policy
 from powerbench.check.noise import Calibration, CaseNoise, gpu_uuid, moderated, sample_variance
 from powerbench.check.trees import Tree, last_line, this_tree, tree_of
+from powerbench.check.triage import unfinished
 from powerbench.errors import DeviceLostError, UserError
 from powerbench.results.model import Run
 from powerbench.results.statistics import MIN_SAMPLES
@@ -126,12 +127,17 @@ class Measuring:
 
 
 def _outcome(tree: Tree, path: Path, status: int, said: str) -> Run:
-    """What a sweep has written. Raises UserError or DeviceLostError, with its own words, where that is nothing."""
+    """What a sweep has written. Raises UserError or DeviceLostError, with its own words, where that is not all.
+
+    Of a sweep that ended before its time, cases of the baseline would be missed in neither run or called new.
+    """
     if status == BAD_INPUT or not path.exists():
         raise UserError(f"measuring {tree.label}: {last_line(said)}")
     run = load(path)
-    if status and not run.measurements:
-        raise DeviceLostError(f"measuring {tree.label}: {last_line(said)}")
+    if status not in (0, 1) or (status and unfinished(run)):
+        raise DeviceLostError(
+            f"measuring {tree.label}: the sweep ended early, with {len(run.measurements)} cases: {last_line(said)}"
+        )
     return run
 
 

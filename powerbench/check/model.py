@@ -23,6 +23,11 @@ class Policy(msgspec.Struct, frozen=True):
     allow_inconclusive: int = 0  # cases
     ignore_versions: bool = False  # compare contestants although their packages differ
     controls: tuple[str, ...] = ("sdpa", "flash", "fla")  # families and kernels whose code is not on trial
+    allow_missing: bool = False  # cases that the baseline has a time of may be gone
+
+    def on_trial(self, kernel: str) -> bool:
+        """Whether the kernel's code is what the comparison is about; that of the controls is not."""
+        return not {kernel, kernel.partition("-")[0]} & set(self.controls)
 
 
 class CaseVerdict(msgspec.Struct, frozen=True):
@@ -51,6 +56,12 @@ class CaseVerdict(msgspec.Struct, frozen=True):
     detectable: float | None = None
     cycles_ratio: float | None = None
     machine_ratio: float | None = None
+    lost: bool = False  # missing, of a kernel on trial, and not allowed to be: it counts as a regression
+
+    @property
+    def fails(self) -> bool:
+        """Whether it counts against the new run."""
+        return self.lost or self.verdict == "regression"
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -65,7 +76,8 @@ class Demand(msgspec.Struct, frozen=True):
 class Comparison(msgspec.Struct, frozen=True):
     """Everything the gate has to say. `baseline` and `new` name the two sides; `notes` concern the whole run.
 
-    `baseline` None: absolute demands alone. `started` is when the new run was, UTC.
+    `baseline` None: absolute demands alone. `started` is when the new run was, UTC. `uncompared` are kernels on trial
+    that both runs have times of, and none that could be compared.
     """
 
     baseline: str | None
@@ -76,6 +88,7 @@ class Comparison(msgspec.Struct, frozen=True):
     cases: tuple[CaseVerdict, ...] = ()
     demands: tuple[Demand, ...] = ()
     notes: tuple[str, ...] = ()
+    uncompared: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -85,23 +98,36 @@ class Comparison(msgspec.Struct, frozen=True):
 
     @property
     def exit_status(self) -> int:
-        """1 a regression; 4 nothing was compared, or a demand met no case; 3 more inconclusive than allowed; else 0."""
+        """1 a regression or a lost case; 4 nothing was compared, or nothing of a kernel, or a demand met no case.
+
+        3 more inconclusive than allowed; else 0.
+        """
         counts = self.counts
-        if counts.get("regression"):
+        if counts.get("regression") or any(case.lost for case in self.cases):
             return REGRESSION
         unmet = any(demand.verdict == "missing" for demand in self.demands)
-        if unmet or not any(counts.get(verdict) for verdict in COMPARED):
+        if unmet or self.uncompared or not any(counts.get(verdict) for verdict in COMPARED):
             return NOTHING
         return INCONCLUSIVE if counts.get("inconclusive", 0) > self.policy.allow_inconclusive else OK
 
     @property
     def summary(self) -> str:
-        """The outcome in one line."""
+        """The outcome in one line; of missing cases it says whether they count."""
+        some = any(case.verdict in COMPARED for case in self.cases)
+        of = f" of {', '.join(self.uncompared)}" if some and self.uncompared else ""
         said = {
             OK: "no regression",
             REGRESSION: "REGRESSION",
             INCONCLUSIVE: "inconclusive",
-            NOTHING: "nothing comparable was measured",
+            NOTHING: f"nothing comparable{of} was measured",
         }
-        counts = ", ".join(f"{number} {verdict}" for verdict, number in self.counts.items())
+        counts = ", ".join(self._counted(verdict, number) for verdict, number in self.counts.items())
         return f"{said[self.exit_status]}: {counts}" if counts else said[self.exit_status]
+
+    def _counted(self, verdict: str, number: int) -> str:
+        cases = [case for case in self.cases if case.verdict == verdict == "missing"]
+        if not cases:
+            return f"{number} {verdict}"
+        lost = sum(case.lost for case in cases)
+        which = "" if lost == number else f"{lost} " if lost else "not "
+        return f"{number} missing ({which}counted as regressions)"

@@ -33,7 +33,7 @@ def pair(baseline: Run, new: Run) -> list[Pair]:
     """
     old = {measurement.case_id: measurement for measurement in baseline.measurements}
     found = {one.case_id: old.pop(one.case_id, None) for one in new.measurements}
-    for key in (_without_tiling, _without_dtype):
+    for key in (without_tiling, _without_dtype):
         unpaired = _once((one for one in new.measurements if found[one.case_id] is None), key)
         left = _once(old.values(), key)
         for same in unpaired.keys() & left.keys():
@@ -50,7 +50,8 @@ def _once(measurements: Iterable[Measurement], key: Callable[[Case], Hashable]) 
     return {name: ones[0] for name, ones in by_key.items() if len(ones) == 1}
 
 
-def _without_tiling(case: Case) -> Hashable:
+def without_tiling(case: Case) -> Hashable:
+    """What is asked of a kernel, whatever d_tile and chunk it chooses."""
     return case.problem, case.kernel, case.params.p, case.pass_
 
 

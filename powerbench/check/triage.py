@@ -78,16 +78,32 @@ def clock_changes(old: Measurement, one: Measurement) -> list[str]:
 
 
 def phase_changes(old: Measurement, one: Measurement, threshold: float) -> list[str]:
-    """Which launches became slower by more than the threshold, where both runs timed them and not all did."""
+    """Which launches became slower by more than the threshold, where not all did; and which have no time any more."""
     before = {phase.name: phase.samples_ms for phase in old.phases if phase.samples_ms}
     after = {phase.name: phase.samples_ms for phase in one.phases if phase.samples_ms}
     both = [name for name in after if name in before]
+    gone = [name for name in before if name not in after] if one.phases else []
+    said = [f"not timed any more: {'phase' if len(gone) == 1 else 'phases'} {', '.join(gone)}"] if gone else []
     ratios = {name: median(after[name]) / median(before[name]) for name in both}
     slower = {name: ratio for name, ratio in ratios.items() if ratio > 1 + threshold}
     if not slower or len(slower) == len(ratios):
-        return []
+        return said
     named = ", ".join(f"{name} ({ratio:.2f}x)" for name, ratio in slower.items())
-    return [f"only {'phase' if len(slower) == 1 else 'phases'} {named} of {len(ratios)} slower"]
+    return [f"only {'phase' if len(slower) == 1 else 'phases'} {named} of {len(ratios)} slower", *said]
+
+
+UNFINISHED = "ends without the ceilings that close a sweep: perhaps it was interrupted (sweep --resume goes on with it)"
+
+
+def unfinished(run: Run) -> bool:
+    """Whether the file lacks the line that ends a sweep."""
+    return not run.again
+
+
+def unphased(pairs: Sequence[tuple[Measurement | None, Measurement | None]]) -> list[str]:
+    """A note where cases that the baseline took apart were timed whole only: then no phase explains anything."""
+    lacking = [one for old, one in pairs if old and one and old.phases and not one.phases]
+    return [f"phases were timed in the baseline only: {len(lacking)} cases"] if lacking else []
 
 
 def alike(kernels: Sequence[str], log_ratios: Sequence[float], threshold: float) -> str | None:

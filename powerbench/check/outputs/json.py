@@ -16,6 +16,7 @@ def to_json(comparison: Comparison) -> str:
         "exit_status": comparison.exit_status,
         "summary": comparison.summary,
         "counts": comparison.counts,
+        "failures": sum(case.fails for case in comparison.cases),
         **msgspec.structs.asdict(comparison),
     }
     return msgspec.json.format(msgspec.json.encode(content), indent=2).decode() + "\n"

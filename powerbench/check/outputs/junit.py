@@ -1,7 +1,7 @@
 """JUnit XML: one test case a case and a demand, in the form that Jenkins, GitLab and GitHub's actions read.
 
-A regression is a failure. Inconclusive cases are skipped, or errors where there are more than allowed, so that the
-file is red exactly where the exit status is not 0.
+A regression is a failure, and so is a case of a kernel on trial that is missing. Inconclusive cases are skipped, or
+errors where there are more than allowed, so that the file is red exactly where the exit status is not 0.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _of_case(case: CaseVerdict, comparison: Comparison) -> ElementTree.Element:
     seconds = f"{(case.new_ms or 0.0) / 1e3:.6f}"
     element = _element("testcase", classname=kernel, name=case.case_id, time=seconds)
     said = "; ".join(text for text in (change(case.ratio), interval(case), times(case), *words(case)) if text)
-    return _with_outcome(element, case.verdict, said, comparison)
+    return _with_outcome(element, case.verdict, said, comparison, fails=case.fails)
 
 
 def _of_demand(demand: Demand, comparison: Comparison) -> ElementTree.Element:
@@ -62,12 +62,14 @@ def _of_demand(demand: Demand, comparison: Comparison) -> ElementTree.Element:
     if demand.verdict == "missing":
         element.append(_element("error", type="nothing", message=demand.reason))
         return element
-    return _with_outcome(element, demand.verdict, demand.reason, comparison)
+    return _with_outcome(element, demand.verdict, demand.reason, comparison, fails=demand.verdict == "regression")
 
 
-def _with_outcome(element: ElementTree.Element, verdict: str, said: str, comparison: Comparison) -> ElementTree.Element:
+def _with_outcome(
+    element: ElementTree.Element, verdict: str, said: str, comparison: Comparison, *, fails: bool
+) -> ElementTree.Element:
     too_many = comparison.exit_status == INCONCLUSIVE
-    if verdict == "regression":
+    if fails:
         element.append(_element("failure", type=verdict, message=said))
     elif verdict == "inconclusive" and too_many:
         element.append(_element("error", type=verdict, message=said))

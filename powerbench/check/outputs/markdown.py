@@ -10,6 +10,7 @@ from powerbench.check.outputs.text import (
     compared,
     demands,
     interval,
+    lost,
     noise_line,
     not_compared,
     times,
@@ -19,6 +20,7 @@ from powerbench.check.words import change, percent
 from powerbench.reports.text import printable
 
 SIGNS = {"regression": "🔴", "improvement": "🟢", "inconclusive": "🟡", "ok": "⚪", "missing": "🟡"}
+SHOWN_LOST = 20  # a row each; the line below the tables counts all of them
 HEADINGS = ("verdict", "time", "95 % interval", "medians", "sees", "case", "why")
 
 
@@ -37,6 +39,10 @@ def markdown(comparison: Comparison) -> str:
         )
         for case in compared(comparison)
     ]  # fmt: skip
+    rows += [
+        (f"{SIGNS['regression']} {case.verdict}", "", "", "", "", f"`{_code(case.case_id)}`", _escaped(case.reason))
+        for case in lost(comparison)[:SHOWN_LOST]
+    ]
     telling = [row for row in rows if not row[0].endswith(" ok")]
     if telling:
         parts.append(_table(HEADINGS, telling))

@@ -42,6 +42,11 @@ def compared(comparison: Comparison) -> list[CaseVerdict]:
     )
 
 
+def lost(comparison: Comparison) -> list[CaseVerdict]:
+    """The cases that count as regressions because they are missing."""
+    return [case for case in comparison.cases if case.lost]
+
+
 def demands(comparison: Comparison) -> list[Demand]:
     """Those that failed first."""
     order = [*COMPARED, "missing"]
@@ -49,9 +54,9 @@ def demands(comparison: Comparison) -> list[Demand]:
 
 
 def not_compared(comparison: Comparison) -> list[str]:
-    """One line for all cases that share verdict and reason: how many and which."""
+    """One line for all cases that share verdict and reason: how many and which; those that count against it first."""
     groups: dict[tuple[str, str], list[str]] = {}
-    for case in comparison.cases:
+    for case in sorted(comparison.cases, key=lambda case: not case.lost):
         if case.verdict not in COMPARED:
             groups.setdefault((case.verdict, case.reason), []).append(case.case_id)
     return [_group(verdict, reason, ids) for (verdict, reason), ids in groups.items()]
