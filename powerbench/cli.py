@@ -112,8 +112,8 @@ def sweep(
 ) -> None:  # fmt: skip
     """Gate every case for correctness, time it, and say which kernel wins from which context on.
 
-    Exit status: 0 measured; 1 a case was wrong, none could be measured, or the device was lost; 2 bad input; 130
-    interrupted.
+    Exit status: 0 measured; 1 a case was wrong or its time impossible, none could be measured, or the device was lost;
+    2 bad input; 130 interrupted.
     """
     if resume and output is None:
         raise UserError("--resume: name the run file to go on with by -o FILE.jsonl")
@@ -135,12 +135,16 @@ def sweep(
     command = shlex.join(["powerbench", *sys.argv[1:]])
     run = session.sweep(Path(output) if output else session.default_output(), command, resume=resume)
 
-    from powerbench.reports.show import print_run  # noqa: PLC0415
+    from powerbench.reports.rows import invalid, rows  # noqa: PLC0415
+    from powerbench.reports.show import invalid_text, print_run  # noqa: PLC0415
 
     print_run(run, _console())
     click.echo(f"\nreport: powerbench report {shlex.quote(run.path)}")
+    impossible = invalid(rows(run))
+    if impossible:
+        click.echo(invalid_text(impossible, len(run.measurements)))
     statuses = {measurement.status for measurement in run.measurements}
-    sys.exit(1 if "wrong" in statuses or "ok" not in statuses else 0)
+    sys.exit(1 if "wrong" in statuses or "ok" not in statuses or impossible else 0)
 
 
 @cli.command()

@@ -11,6 +11,7 @@ import msgspec
 
 from powerbench.check.noise import Calibration
 from powerbench.errors import UserError
+from powerbench.reports.rows import rows
 from powerbench.results.model import Run
 from powerbench.results.store import load
 
@@ -39,8 +40,8 @@ def load_baseline(folder: Path, device: str) -> Run:
 
 def update_baseline(folder: Path, run: Run) -> Path:
     """Make this run the baseline of its device. Raises UserError where it holds no time."""
-    if not any(one.status == "ok" for one in run.measurements):
-        raise UserError(f"--update-baseline: {run.path} holds no measured case")
+    if not any(row.valid for row in rows(run)):
+        raise UserError(f"--update-baseline: {run.path} holds no measured case with a time that is possible")
     path = baseline_path(folder, run.header.environment.device)
     if path.exists() and path.samefile(run.path):
         raise UserError(f"--update-baseline: {run.path} is that baseline already")

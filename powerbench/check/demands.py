@@ -13,7 +13,7 @@ from typing import Literal
 from powerbench.check.model import Demand
 from powerbench.crossover import context_text, percent_text
 from powerbench.errors import UserError
-from powerbench.reports.rows import Row, rows, trusted
+from powerbench.reports.rows import Row, invalid, rows, trusted
 from powerbench.reports.text import significant
 from powerbench.results.model import Run
 from powerbench.suites.grammar import count
@@ -53,11 +53,19 @@ def parse(kind: Kind, text: str) -> Wanted:
 
 
 def hold(wanted: Sequence[Wanted], run: Run) -> tuple[Demand, ...]:
-    """Hold each demand against what the run measured; one that names nothing there is `missing`."""
-    measured = trusted(rows(run))
+    """Hold each demand against what the run measured; one that names nothing there is `missing`.
+
+    No impossible time meets a demand: where one is named (of a speedup, as what is to be fast), the demand fails.
+    """
+    all_rows = rows(run)
+    measured = trusted(all_rows)
     found: list[Demand] = []
     for one in wanted:
         held = _speedups(one, measured) if one.kind == "min-speedup" else _each(one, measured)
+        held += [
+            Demand(one.text, row.case_id, "regression", row.reason or "")
+            for row in _named(one, one.of[:1], invalid(all_rows))
+        ]
         found += held or [Demand(one.text, "", "missing", "the run holds no valid time that it could be held against")]
     return tuple(found)
 

@@ -23,6 +23,7 @@ from powerbench.check.compare import compare
 from powerbench.check.demands import Wanted, hold
 from powerbench.check.model import Comparison, Policy
 from powerbench.check.outputs.terminal import print_calibration
+from powerbench.reports.rows import invalid, rows
 from powerbench.results.model import Run
 from powerbench.results.store import load
 
@@ -71,6 +72,9 @@ class Gate:
         with self._new(*run) as new:
             gone = dropped(self.folder, new)
             path = update_baseline(self.folder, new)
+        impossible = len(invalid(rows(new)))
+        if impossible:
+            self.say(f"cases above the roof, which nothing can be compared with: {impossible}")
         if gone:
             self.say(f"cases that the baseline had a time of before, and has none of now: {gone}")
         return path

@@ -23,6 +23,7 @@ from powerbench.check.noise import Calibration, CaseNoise, gpu_uuid, moderated, 
 from powerbench.check.trees import Tree, last_line, this_tree, tree_of
 from powerbench.check.triage import unfinished
 from powerbench.errors import DeviceLostError, UserError
+from powerbench.reports.rows import impossible
 from powerbench.results.model import Run
 from powerbench.results.statistics import MIN_SAMPLES
 from powerbench.results.store import load
@@ -160,16 +161,25 @@ def calibration(runs: Sequence[Run], policy: Policy) -> Calibration:
     """The noise floor of each case that all of these runs of one code measured: what differs beyond their samples.
 
     The variance between runs is that of the log medians less what their own standard errors explain; twice that is the
-    variance of a ratio. Raises UserError where no case was measured in all runs.
+    variance of a ratio. A case whose time is impossible in one of them says nothing. Raises UserError where no case was
+    measured in all runs.
     """
     sides = {}
+    roofs = [run.ceilings for run in runs]
     for one in runs[0].measurements:
-        found = [other for run in runs for other in run.measurements if other.case_id == one.case_id]
-        enough = [other for other in found if len(other.samples_ms) >= MIN_SAMPLES]
+        found = [
+            (other, roof)
+            for run, roof in zip(runs, roofs, strict=True)
+            for other in run.measurements
+            if other.case_id == one.case_id
+        ]
+        enough = [
+            other for other, roof in found if len(other.samples_ms) >= MIN_SAMPLES and not impossible(other, roof)
+        ]
         if len(enough) == len(runs):
             sides[one.case_id] = Side.of(enough)
     if not sides:
-        raise UserError("--calibrate: no case was measured, with five samples or more, in every run")
+        raise UserError("--calibrate: no case was measured, with five samples or more and below the roof, in every run")
     within = {
         case: 2 * sum(median.standard_error**2 for median in side.medians) / len(runs) for case, side in sides.items()
     }

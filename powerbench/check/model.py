@@ -7,9 +7,9 @@ from typing import Literal
 
 import msgspec
 
-Verdict = Literal["ok", "regression", "improvement", "inconclusive", "not comparable", "missing", "new"]
+Verdict = Literal["ok", "regression", "invalid", "improvement", "inconclusive", "not comparable", "missing", "new"]
 
-COMPARED: tuple[Verdict, ...] = ("regression", "inconclusive", "improvement", "ok")
+COMPARED: tuple[Verdict, ...] = ("regression", "invalid", "inconclusive", "improvement", "ok")
 OTHER: tuple[Verdict, ...] = ("not comparable", "missing", "new")
 
 OK, REGRESSION, INCONCLUSIVE, NOTHING = 0, 1, 3, 4  # exit statuses; 2 is bad usage
@@ -61,7 +61,7 @@ class CaseVerdict(msgspec.Struct, frozen=True):
     @property
     def fails(self) -> bool:
         """Whether it counts against the new run."""
-        return self.lost or self.verdict == "regression"
+        return self.lost or self.verdict in ("regression", "invalid")
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -98,12 +98,12 @@ class Comparison(msgspec.Struct, frozen=True):
 
     @property
     def exit_status(self) -> int:
-        """1 a regression or a lost case; 4 nothing was compared, or nothing of a kernel, or a demand met no case.
+        """1 a regression, a lost case or an impossible time; 4 nothing was compared, as a whole or of a kernel.
 
-        3 more inconclusive than allowed; else 0.
+        4 too where a demand names no case; 3 more inconclusive than allowed; else 0.
         """
         counts = self.counts
-        if counts.get("regression") or any(case.lost for case in self.cases):
+        if counts.get("regression") or any(case.fails for case in self.cases):
             return REGRESSION
         unmet = any(demand.verdict == "missing" for demand in self.demands)
         if unmet or self.uncompared or not any(counts.get(verdict) for verdict in COMPARED):
@@ -117,12 +117,18 @@ class Comparison(msgspec.Struct, frozen=True):
         of = f" of {', '.join(self.uncompared)}" if some and self.uncompared else ""
         said = {
             OK: "no regression",
-            REGRESSION: "REGRESSION",
+            REGRESSION: self._failure,
             INCONCLUSIVE: "inconclusive",
             NOTHING: f"nothing comparable{of} was measured",
         }
         counts = ", ".join(self._counted(verdict, number) for verdict, number in self.counts.items())
         return f"{said[self.exit_status]}: {counts}" if counts else said[self.exit_status]
+
+    @property
+    def _failure(self) -> str:
+        """What made the status 1: impossible times alone are no regression, and no evidence of anything."""
+        failing = {case.verdict for case in self.cases if case.fails}
+        return "INVALID" if failing == {"invalid"} and not self.counts.get("regression") else "REGRESSION"
 
     def _counted(self, verdict: str, number: int) -> str:
         cases = [case for case in self.cases if case.verdict == verdict == "missing"]

@@ -128,6 +128,11 @@ def trusted(all_rows: Iterable[Row]) -> list[Row]:
     return [row for row in all_rows if row.valid]
 
 
+def invalid(all_rows: Iterable[Row]) -> list[Row]:
+    """The rows whose time is impossible: above the roof."""
+    return [row for row in all_rows if row.status == "ok" and not row.valid]
+
+
 def relative_spread(median_ms: float | None, interval_ms: tuple[float, float] | None) -> float | None:
     """An interval's larger half over its median; None where one of them is unknown."""
     if median_ms is None or interval_ms is None:
@@ -142,6 +147,12 @@ def above_roof(under: Roof | None) -> str | None:
         return None
     share = percent_text(under.roof_fraction)
     return f"above the roof: {share} of the measured ceiling; the ceiling, the ledger or the clock is wrong"
+
+
+def impossible(measurement: Measurement, ceilings: Ceilings) -> str | None:
+    """Why the time of a case cannot be, with these ceilings; None where it can, or where there is none."""
+    visits = measurement.visits
+    return above_roof(_place(measurement, typical(visits), ceilings)) if visits else None
 
 
 def is_host_bound(device_ms: float | None, wall_ms: float | None) -> bool:

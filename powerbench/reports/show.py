@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -33,6 +33,7 @@ LEGEND = (
     "roof: of this machine's roofline, with the bound it meets there."
 )
 
+SHOWN_INVALID = 3
 EMPTY = "This run holds no measurement yet."
 
 
@@ -95,6 +96,16 @@ def print_run(run: Run, console: Console) -> None:
         console.print(Text(printable(answer.text)))
         for text in answer.predictions:
             console.print(Text(printable(text), style="italic"))
+
+
+def invalid_text(impossible: Sequence[Row], number: int) -> str:
+    """How many of `number` cases are above the roof, and the first of them."""
+    named = ", ".join(row.case_id for row in impossible[:SHOWN_INVALID])
+    more = f" and {len(impossible) - SHOWN_INVALID} more" if len(impossible) > SHOWN_INVALID else ""
+    return printable(
+        f"INVALID: {len(impossible)} of {number} cases have a time above the roof, which is impossible and no "
+        f"evidence: {named}{more}"
+    )
 
 
 def columns(group: Group) -> list[Column[Row]]:

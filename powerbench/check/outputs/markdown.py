@@ -19,7 +19,7 @@ from powerbench.check.outputs.text import (
 from powerbench.check.words import change, percent
 from powerbench.reports.text import printable
 
-SIGNS = {"regression": "🔴", "improvement": "🟢", "inconclusive": "🟡", "ok": "⚪", "missing": "🟡"}
+SIGNS = {"regression": "🔴", "invalid": "🔴", "improvement": "🟢", "inconclusive": "🟡", "ok": "⚪", "missing": "🟡"}
 SHOWN_LOST = 20  # a row each; the line below the tables counts all of them
 HEADINGS = ("verdict", "time", "95 % interval", "medians", "sees", "case", "why")
 

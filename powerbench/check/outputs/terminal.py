@@ -23,7 +23,10 @@ from powerbench.check.outputs.text import (
 from powerbench.check.words import change, percent
 from powerbench.reports.text import printable
 
-STYLES = {"regression": "bold red", "improvement": "green", "inconclusive": "yellow", "missing": "yellow"}
+STYLES = {
+    "regression": "bold red", "invalid": "bold red", "improvement": "green", "inconclusive": "yellow",
+    "missing": "yellow",
+}  # fmt: skip
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
