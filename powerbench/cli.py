@@ -93,6 +93,7 @@ def cli() -> None:
 @selectors
 @click.option("-o", "--output", metavar="FILE.jsonl", help="The run file [results/<time>-<device>-<suite>.jsonl].")
 @click.option("--resume", is_flag=True, help="Go on with the run file of -o: nothing is measured twice.")
+@click.option("--resume-anyway", is_flag=True, help="The same on another machine, commit or version; the file says so.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and measure nothing but the ceilings.")
 @click.option("--phases", is_flag=True, help="Also time each phase (launch) alone, of kernels that can be taken apart.")
 @click.option(
@@ -107,15 +108,16 @@ def cli() -> None:
 @click.option("--l2", type=click.Choice(["cold", "hot"]), help="State of a GPU's L2 before each sample [cold].")
 @TIMEOUT
 def sweep(
-    output: str | None, resume: bool, dry_run: bool, phases: bool, refine: bool, timer: Mode | None, l2: L2 | None,
-    visits: int | None, timeout: float | None, device: str, seed: int, **selected: Any,
+    output: str | None, resume: bool, resume_anyway: bool, dry_run: bool, phases: bool, refine: bool,
+    timer: Mode | None, l2: L2 | None, visits: int | None, timeout: float | None, device: str, seed: int,
+    **selected: Any,
 ) -> None:  # fmt: skip
     """Gate every case for correctness, time it, and say which kernel wins from which context on.
 
     Exit status: 0 measured; 1 a case was wrong or its time impossible, none could be measured, or the device was lost;
     2 bad input; 130 interrupted.
     """
-    if resume and output is None:
+    if (resume or resume_anyway) and output is None:
         raise UserError("--resume: name the run file to go on with by -o FILE.jsonl")
     suite = _suite(selected)
 
@@ -133,7 +135,8 @@ def sweep(
         session.dry_run(_console())
         return
     command = shlex.join(["powerbench", *sys.argv[1:]])
-    run = session.sweep(Path(output) if output else session.default_output(), command, resume=resume)
+    path = Path(output) if output else session.default_output()
+    run = session.sweep(path, command, resume=resume or resume_anyway, anyway=resume_anyway)
 
     from powerbench.reports.rows import invalid, rows  # noqa: PLC0415
     from powerbench.reports.show import invalid_text, print_run  # noqa: PLC0415
@@ -172,7 +175,7 @@ def verify(device: str, seed: int, timeout: float | None, **selected: Any) -> No
 @click.option("--crossovers", is_flag=True, help="Instead: where one contestant passes another, with intervals.")
 def show(run: str, format_: str, phases: bool, crossovers: bool) -> None:
     """Print a run file: one row a case."""
-    from powerbench.reports.show import print_run, render, render_phases  # noqa: PLC0415
+    from powerbench.reports.show import mixed, print_run, render, render_phases  # noqa: PLC0415
     from powerbench.reports.show_crossovers import render_crossovers  # noqa: PLC0415
     from powerbench.results.store import load  # noqa: PLC0415
 
@@ -183,7 +186,7 @@ def show(run: str, format_: str, phases: bool, crossovers: bool) -> None:
     loaded = load(run)
     _warn(loaded.warnings)
     if format_ in ("csv", "json") and not crossovers:  # which have no place for them
-        _warn(loaded.spoilers)
+        _warn((*loaded.spoilers, *mixed(loaded)))
     if crossovers:
         click.echo(render_crossovers(loaded, format_, width=_console().width), nl=False)
     elif phases:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,7 +25,8 @@ from powerbench.problem import DTYPES
 from powerbench.reports.ceilings import LEGEND, CeilingRow, ceiling_rows
 from powerbench.reports.rows import rows
 from powerbench.results.environment import collect
-from powerbench.results.model import SCHEMA_VERSION, Header, Measurement, Run
+from powerbench.results.model import SCHEMA_VERSION, Environment, Header, Measurement, Run
+from powerbench.results.resuming import join, now
 from powerbench.results.store import RunWriter, load, make_room
 from powerbench.results.visits import visited
 from powerbench.roofline import Ceilings
@@ -113,17 +115,21 @@ class Session:
         if self.refine:
             out.print(refining_text(planned), markup=False, highlight=False, soft_wrap=True)
 
-    def sweep(self, path: Path, command: str, *, resume: bool) -> Run:
-        """Measure every case that the run file does not hold yet; each is on disk the moment it is taken."""
+    def sweep(self, path: Path, command: str, *, resume: bool, anyway: bool = False) -> Run:
+        """Measure every case that the run file does not hold yet; each is on disk the moment it is taken.
+
+        `resume` goes on with a file that is there; `anyway` where this is another environment than those of the file,
+        too, and names it in the file. Raises UserError for a file that cannot be gone on with so.
+        """
         warnings = spoilers(self.device)  # before anything has been done here that would look like another's
-        writer, earlier = self._open(path, command, resume, warnings)
+        writer, earlier = self._open(path, command, warnings, resume=resume, anyway=anyway)
         with writer:
-            ceilings = earlier.ceilings
+            ceilings = earlier.ceilings_by_environment[writer.environment]
             if not set(self.suite.dtype or ()) <= set(ceilings.matmul_flops_per_s):  # resumed with one more dtype
                 again = self.ceilings()
                 writer.append_ceilings(again)
                 ceilings = ceilings.or_better(again)
-            planned = self._plan(ceilings, earlier)
+            planned = self._plan(ceilings, self._done(earlier, writer.environment))
             total = duration(sum(item.total_seconds for item in planned))
             visits = f" in {self.visits} visits" if self.visits > 1 else ""
             message = f"{len(planned)} cases{visits}, about {total}, into {path}"
@@ -131,7 +137,7 @@ class Session:
             if self.refine:
                 everything = self._plan(ceilings)
                 self.console.print(refining_text(everything), markup=False, soft_wrap=True)
-            self._note_cases_timed_otherwise(earlier)
+            self._note_cases_timed_otherwise(earlier, writer.environment)
             if self.phases:
                 self._note_cases_without_phases(earlier)
             measured = self._measure(planned, writer)
@@ -142,17 +148,27 @@ class Session:
         return load(path)
 
     def _plan(
-        self, ceilings: Ceilings, earlier: Run | None = None, step: refining.Step | None = None
+        self, ceilings: Ceilings, done: Mapping[str, Collection[int]] | None = None, step: refining.Step | None = None
     ) -> list[PlannedCase]:
-        """The cases of the suite, or of a step of --refine, less the visits that a run has behind it."""
+        """The cases of the suite, or of a step of --refine, less the visits that are done."""
         suite, kernels = (step.suite, self._named(step)) if step else (self.suite, self.kernels)
-        done = {one.case_id: self._visited(one) for one in earlier.measurements} if earlier else {}
         return plan(suite, kernels, self.device, ceilings, done, phases=self.phases, visits=self.visits)
 
-    def _visited(self, measurement: Measurement) -> Collection[int]:
-        """A case that failed is done with, and so is one that was timed by other means: the two are not to be mixed."""
+    def _done(self, earlier: Run, environment: str) -> dict[str, Collection[int]]:
+        """By case, the visits that a run has behind it, for a sweep that goes on in this environment."""
+        return {one.case_id: self._visited(one, environment) for one in earlier.measurements}
+
+    def _visited(self, measurement: Measurement, environment: str) -> Collection[int]:
+        """A case that failed is done with, and so is one that was timed by other means: the two are not to be mixed.
+
+        Nor are visits in different environments: what is not complete in another is measured anew.
+        """
         goes_on = measurement.status == "ok" and self.method.gives(measurement.timer, self.device.type)
-        return visited(measurement) if goes_on else range(self.visits)
+        if not goes_on:
+            return range(self.visits)
+        made = visited(measurement)
+        complete = set(range(self.visits)) <= made
+        return made if complete or measurement.environment == environment else ()
 
     def _measure(self, planned: list[PlannedCase], writer: RunWriter) -> int:
         """Run the cases into the file; how many visits there were."""
@@ -163,7 +179,7 @@ class Session:
                     writer.append(measurement)
                     measured += 1
         except (KeyboardInterrupt, DeviceLostError):
-            done = {one.case_id: self._visited(one) for one in load(writer.path).measurements}  # also the last append
+            done = self._done(load(writer.path), writer.environment)  # also the last append
             kept = sum(set(item.visits) <= set(done.get(item.case.case_id, ())) for item in planned)
             self.console.print(
                 f"interrupted: {kept} of {len(planned)} cases are complete in {writer.path}, what was measured of the "
@@ -182,7 +198,7 @@ class Session:
         for _ in range(refining.LIMIT + 1):  # what was begun, then at least one context a round in every setting left
             planned = []
             for step in steps:
-                cases = self._plan(ceilings, load(writer.path), step)
+                cases = self._plan(ceilings, self._done(load(writer.path), writer.environment), step)
                 planned += cases
                 if cases:
                     total = duration(sum(item.total_seconds for item in cases))
@@ -198,8 +214,12 @@ class Session:
     def _named(self, step: refining.Step) -> list[Kernel]:
         return [kernel for kernel in self.kernels if kernel.name in (step.suite.kernels or ())]
 
-    def _note_cases_timed_otherwise(self, earlier: Run) -> None:
-        timers = [m.timer for m in earlier.measurements if m.status == "ok" and len(self._visited(m)) > len(visited(m))]
+    def _note_cases_timed_otherwise(self, earlier: Run, environment: str) -> None:
+        timers = [
+            m.timer
+            for m in earlier.measurements
+            if m.status == "ok" and len(self._visited(m, environment)) > len(visited(m))
+        ]
         if timers:
             how = ", ".join(dict.fromkeys(map(str, timers)))
             message = f"--resume: cases timed by other means ({how}), which stay as they are: {len(timers)}"
@@ -214,9 +234,12 @@ class Session:
             message = f"--phases: cases measured earlier without, which stay as they are: {len(whole)}"
             self.console.print(message, markup=False, soft_wrap=True)
 
-    def _open(self, path: Path, command: str, resume: bool, warnings: tuple[str, ...]) -> tuple[RunWriter, Run]:
-        if resume and path.exists():
-            writer, earlier = RunWriter.resume(path)
+    def _environment(self, warnings: tuple[str, ...]) -> Environment:
+        return collect(self.device, {kernel.name: kernel.version() for kernel in self.kernels}, warnings)
+
+    def _resume(self, path: Path, command: str, warnings: tuple[str, ...], *, anyway: bool) -> tuple[RunWriter, Run]:
+        writer, earlier = RunWriter.resume(path)
+        try:
             self._warn((*earlier.warnings, *warnings))
             was = earlier.header
             if (was.environment.device, was.seed) != (self.device.name, self.seed):
@@ -224,7 +247,24 @@ class Session:
                     f"--resume: {path} was measured on {was.environment.device} with seed {was.seed}; "
                     f"this is {self.device.name} with seed {self.seed}"
                 )
-            return writer, earlier
+            record = join(
+                earlier, self._environment(warnings), command, anyway=anyway, ceilings=self._all_ceilings,
+                warn=lambda text: self._warn([text]),
+            )  # fmt: skip
+            if isinstance(record, str):
+                writer.environment = record
+                return writer, earlier
+            writer.append_environment(record)
+            return writer, msgspec.structs.replace(earlier, more=(*earlier.more, record))
+        except BaseException:
+            writer.close()
+            raise
+
+    def _open(
+        self, path: Path, command: str, warnings: tuple[str, ...], *, resume: bool, anyway: bool
+    ) -> tuple[RunWriter, Run]:
+        if resume and path.exists():
+            return self._resume(path, command, warnings, anyway=anyway)
         if path.exists():
             raise UserError(f"{path} exists; go on with it by --resume, or name another file by -o")
         make_room(path)  # before the ceilings take their time
@@ -234,8 +274,8 @@ class Session:
             command=command,
             suite=self.suite.name,
             seed=self.seed,
-            started=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-            environment=collect(self.device, {kernel.name: kernel.version() for kernel in self.kernels}, warnings),
+            started=now(),
+            environment=self._environment(warnings),
             ceilings=self._all_ceilings(),
         )
         return RunWriter.create(path, header), Run(str(path), header, ())

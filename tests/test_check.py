@@ -75,7 +75,7 @@ def test_a_sure_change_below_the_threshold_is_none():
 def test_a_calibration_counts_only_where_it_was_made():
     known = Calibration("NVIDIA H200", "GPU-another", 20, 30, "", {one().case_id: CaseNoise(0.001, 0.03)})
     old, new = run(one(seed=1)), run(one(seed=2))
-    assert floor_of(one().case_id, old, new, known) == ASSUMED["same gpu"]
+    assert floor_of(one().case_id, old.header.environment, new.header.environment, known) == ASSUMED["same gpu"]
 
 
 def test_two_gpus_of_one_model_differ_by_more_than_one_from_itself():
@@ -317,7 +317,7 @@ def test_calibration_finds_the_noise_between_runs(tmp_path):
     assert np.mean([case.sd for case in found.cases.values()]) == pytest.approx(0.0141, rel=0.2)
     assert all(0.05 < case.detectable < 0.15 for case in found.cases.values())
     assert (found.runs, found.freedom, found.device) == (16, 15 + 4, "NVIDIA H200")
-    assert found.fits(made[0])
+    assert found.fits(made[0].header.environment)
     save_calibration(found, tmp_path / "a" / "noise.json")
     assert load_calibration(tmp_path / "a" / "noise.json") == found
     with pytest.raises(UserError, match="no case was measured"):

@@ -13,8 +13,8 @@ from powerbench.check.noise import Calibration, floor_of, moderated, sample_vari
 from powerbench.check.pairing import Pair
 from powerbench.check.statistics import wander
 from powerbench.check.triage import clock_changes, config_changes, machine_ratio, phase_changes
+from powerbench.check.untimed import Sides
 from powerbench.check.words import change
-from powerbench.results.model import Run
 from powerbench.results.statistics import median
 
 PRIOR_CONTROLS = 4  # what the noise as assumed or measured is worth, in unchanged cases
@@ -30,6 +30,7 @@ class Judged(NamedTuple):
     noise_source: str
     machine: float | None  # log of the machine's ratio
     cycles: float | None  # log of the ratio in cycles
+    environments: tuple[str, str]  # ids of the baseline's and of the new run's
 
     @property
     def kernel(self) -> str:
@@ -38,9 +39,7 @@ class Judged(NamedTuple):
         return self.pair.new.case.kernel
 
 
-def judge(
-    measured: Sequence[tuple[Pair, Side, Side]], runs: Sequence[tuple[Run, Run]], calibration: Calibration | None
-) -> list[Judged]:
+def judge(measured: Sequence[tuple[Pair, Side, Side]], runs: Sides, calibration: Calibration | None) -> list[Judged]:
     """The evidence for each case that both sides measured, each for itself."""
     baseline, new = runs[0]
     spreads = {
@@ -52,17 +51,20 @@ def judge(
     wandering = _wandering(measured)
     judged = []
     for found, old, one in measured:
-        assert found.new
+        before, after = found
+        assert before
+        assert after
         if found.case_id in variances:
             evidence, source = of_pairs(old, one, variances[found.case_id], freedom), f"{len(runs)} pairs of runs"
         else:
-            floor = floor_of(found.case_id, baseline, new, calibration)
+            floor = floor_of(found.case_id, baseline.where(before), new.where(after), calibration)
             floor = floor.at_least(wandering[found.case_id], "as it wanders within the runs")
             evidence, source = of_two_runs(old.first, one.first, floor), floor.source
-        machine = machine_ratio(found.new, baseline.ceilings, new.ceilings) if len(runs) == 1 else None
-        judged.append(
-            Judged(found, old, one, evidence, source, math.log(machine) if machine else None, cycles_ratio(old, one))
-        )
+        environments = before.environment, after.environment
+        ceilings = baseline.ceilings[environments[0]], new.ceilings[environments[1]]
+        machine = machine_ratio(after, *ceilings) if len(runs) == 1 else None
+        by_ceilings = math.log(machine) if machine else None
+        judged.append(Judged(found, old, one, evidence, source, by_ceilings, cycles_ratio(old, one), environments))
     return judged
 
 

@@ -165,7 +165,7 @@ def calibration(runs: Sequence[Run], policy: Policy) -> Calibration:
     measured in all runs.
     """
     sides = {}
-    roofs = [run.ceilings for run in runs]
+    roofs = [run.ceilings_by_environment for run in runs]
     for one in runs[0].measurements:
         found = [
             (other, roof)
@@ -174,7 +174,9 @@ def calibration(runs: Sequence[Run], policy: Policy) -> Calibration:
             if other.case_id == one.case_id
         ]
         enough = [
-            other for other, roof in found if len(other.samples_ms) >= MIN_SAMPLES and not impossible(other, roof)
+            other
+            for other, roof in found
+            if len(other.samples_ms) >= MIN_SAMPLES and not impossible(other, roof[other.environment])
         ]
         if len(enough) == len(runs):
             sides[one.case_id] = Side.of(enough)
@@ -195,4 +197,6 @@ def calibration(runs: Sequence[Run], policy: Policy) -> Calibration:
         seen = evidence.detectable(policy.false_discovery_rate / len(sides), policy.threshold)
         cases[case] = CaseNoise(math.sqrt(variance), seen)
     header = runs[0].header
-    return Calibration(header.environment.device, gpu_uuid(runs[0]), len(runs), freedom, header.started, cases)
+    return Calibration(
+        header.environment.device, gpu_uuid(header.environment), len(runs), freedom, header.started, cases
+    )

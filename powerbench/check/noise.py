@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from powerbench.results.model import Run
+from powerbench.results.model import Environment
 
 PRIOR_FREEDOM = 4  # how many degrees of freedom what all cases show together is worth beside a case's own
 LEAST = 0.002  # nobody times two runs more alike than this
@@ -58,22 +58,21 @@ class Calibration(msgspec.Struct, frozen=True):
     started: str  # of the first run, UTC
     cases: dict[str, CaseNoise]
 
-    def fits(self, run: Run) -> bool:
-        """Whether the run was measured where this was calibrated."""
-        return (self.device, self.gpu) == (run.header.environment.device, gpu_uuid(run))
+    def fits(self, environment: Environment) -> bool:
+        """Whether it is the one that this was calibrated in."""
+        return (self.device, self.gpu) == (environment.device, gpu_uuid(environment))
 
 
-def gpu_uuid(run: Run) -> str | None:
-    """Which GPU it was; None on a CPU, or where NVML did not say."""
-    gpu = run.header.environment.gpu
-    return gpu.uuid if gpu else None
+def gpu_uuid(environment: Environment) -> str | None:
+    """Which GPU it is; None on a CPU, or where NVML did not say."""
+    return environment.gpu.uuid if environment.gpu else None
 
 
-def floor_of(case_id: str, baseline: Run, new: Run, calibration: Calibration | None) -> Floor:
-    """The floor for a case of these two runs: calibrated if both were measured there, else assumed."""
+def floor_of(case_id: str, baseline: Environment, new: Environment, calibration: Calibration | None) -> Floor:
+    """The floor for a case that was measured in these two: calibrated if both are where that was done, else assumed."""
     if calibration and calibration.fits(baseline) and calibration.fits(new) and case_id in calibration.cases:
         return Floor(calibration.cases[case_id].sd, calibration.freedom, f"{calibration.runs} A/A runs")
-    if new.header.environment.device_type != "cuda":
+    if new.device_type != "cuda":
         return ASSUMED["cpu"]
     same = gpu_uuid(baseline) is not None and gpu_uuid(baseline) == gpu_uuid(new)
     return ASSUMED["same gpu" if same else "gpu"]

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import msgspec
 
 from powerbench.problem import Case
-from powerbench.results.model import Measurement, Run
+from powerbench.results.environments import contestant_version
+from powerbench.results.model import Environment, Measurement, Run
 
 
 class Pair(NamedTuple):
@@ -60,30 +61,29 @@ def _without_dtype(case: Case) -> Hashable:
 
 
 def runs_differ(baseline: Run, new: Run) -> str | None:
-    """Why no case of these runs can be compared; None: they can."""
+    """Why no case of these runs can be compared; None: some may."""
     old, one = baseline.header, new.header
     if old.schema != one.schema:
         return f"schema {old.schema} against {one.schema}: measure the baseline again"
-    if old.environment.device != one.environment.device:
-        return f"device: {old.environment.device} against {one.environment.device}"
+    sides = [list(dict.fromkeys(each.device for each in run.environments.values())) for run in (baseline, new)]
+    if not set(sides[0]) & set(sides[1]):
+        return f"device: {', '.join(sides[0])} against {', '.join(sides[1])}"
     return None
 
 
-def cases_differ(old: Measurement, one: Measurement, baseline: Run, new: Run, *, ignore_versions: bool) -> str | None:
-    """Why these two measured cases are not the same question; None: they are."""
+def cases_differ(
+    old: Measurement, one: Measurement, environments: tuple[Environment, Environment], *, ignore_versions: bool
+) -> str | None:
+    """Why these two measured cases, each with its environment, are not the same question; None: they are."""
+    before, after = environments
+    if before.device != after.device:
+        return f"device: {before.device} against {after.device}"
     dtypes = old.case.problem.dtype, one.case.problem.dtype
     if dtypes[0] != dtypes[1]:
         return f"dtype: {dtypes[0]} against {dtypes[1]}"
     if old.timer != one.timer:
         return f"timer: {old.timer} against {one.timer}"
-    versions = [contestant_version(side, one.case.kernel) for side in (baseline, new)]
+    versions = [contestant_version(side, one.case.kernel) for side in environments]
     if versions[0] != versions[1] and not ignore_versions:
         return f"versions of {one.case.kernel}: {versions[0]} against {versions[1]}"
     return None
-
-
-def contestant_version(run: Run, kernel: str) -> str:
-    """The version of the kernel's package. powerbench's own counts not: its kernels are what is on trial."""
-    version = run.header.environment.packages.get(kernel, "unknown")
-    own = run.header.environment.powerbench
-    return version.removeprefix(own).removeprefix(" on ") or "its own" if version.startswith(own) else version

@@ -7,33 +7,17 @@ from collections.abc import Sequence
 
 from powerbench.check.clocks import sample_mhz
 from powerbench.check.words import change
-from powerbench.results.model import Measurement, Run
+from powerbench.results.environments import machine_differences
+from powerbench.results.model import Environment, Measurement, Run
 from powerbench.results.statistics import median
 from powerbench.roofline import Ceilings, roof_seconds
 
-GPU_FIELDS = {
-    "uuid": "GPU",
-    "ecc": "ECC",
-    "mig": "MIG",
-    "persistence_mode": "persistence mode",
-    "application_sm_mhz": "application SM clock, MHz",
-    "application_memory_mhz": "application memory clock, MHz",
-    "power_limit_w": "power limit, W",
-}
 CLOCK_CHANGE = 0.01  # a step of an H200's clock is 15 of 1980 MHz
 
 
-def environment_changes(baseline: Run, new: Run) -> list[str]:
+def environment_changes(baseline: Environment, new: Environment) -> list[str]:
     """What differs of machine and software, `name: old, now new`, versions of the contestants included."""
-    old, one = baseline.header.environment, new.header.environment
-    pairs: list[tuple[str, object, object]] = [
-        (name, getattr(old, name), getattr(one, name)) for name in ("cpu", "os", "python", "driver", "cuda", "cores")
-    ]
-    both = [name for name in old.packages if name in one.packages]  # others are other selections
-    pairs += [(name, old.packages[name], one.packages[name]) for name in both]
-    if old.gpu and one.gpu:
-        pairs += [(said, getattr(old.gpu, field), getattr(one.gpu, field)) for field, said in GPU_FIELDS.items()]
-    return [f"{name}: {_said(before)}, now {_said(after)}" for name, before, after in pairs if before != after]
+    return [f"{name}: {before}, now {after}" for name, before, after in machine_differences(baseline, new)]
 
 
 def _said(value: object) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from powerbench.check.model import COMPARED, CaseVerdict, Policy
 from powerbench.check.pairing import Pair, cases_differ, runs_differ, without_tiling
 from powerbench.reports.rows import impossible
-from powerbench.results.model import Measurement, Run
+from powerbench.results.model import Environment, Measurement, Run
 from powerbench.results.statistics import MIN_SAMPLES, typical
 from powerbench.roofline import Ceilings
 
@@ -21,16 +21,18 @@ LOST = {
 
 
 class Looked(NamedTuple):
-    """A run with its measurements by case id and its ceilings, both looked up once: either takes a while to make."""
+    """A run with its measurements by case id, and environments and their ceilings by id, looked up once."""
 
     run: Run
     by_id: dict[str, Measurement]
-    ceilings: Ceilings
+    environments: dict[str, Environment]
+    ceilings: dict[str, Ceilings]
 
     @classmethod
     def at(cls, run: Run) -> Looked:
         """From the run."""
-        return cls(run, {one.case_id: one for one in run.measurements}, run.ceilings)
+        by_id = {one.case_id: one for one in run.measurements}
+        return cls(run, by_id, run.environments, run.ceilings_by_environment)
 
     def find(self, like: Measurement | None) -> Measurement | None:
         """The case as this run has it."""
@@ -45,7 +47,11 @@ class Looked(NamedTuple):
     def impossible(self, like: Measurement | None) -> str | None:
         """Why its time here cannot be; None where it can, or there is none."""
         found = self.find(like)
-        return impossible(found, self.ceilings) if found else None
+        return impossible(found, self.ceilings[found.environment]) if found else None
+
+    def where(self, measurement: Measurement) -> Environment:
+        """The environment of one of its measurements."""
+        return self.environments[measurement.environment]
 
 
 Sides = Sequence[tuple[Looked, Looked]]  # baseline and new of each pair of runs
@@ -100,7 +106,8 @@ def _incomparable(case_id: str, old: Measurement, one: Measurement, sides: Sides
     if impossibly:
         return CaseVerdict(case_id, "not comparable", f"in the baseline {impossibly}")
     baseline, new = sides[0]
-    reason = cases_differ(old, one, baseline.run, new.run, ignore_versions=policy.ignore_versions)
+    places = baseline.where(old), new.where(one)
+    reason = cases_differ(old, one, places, ignore_versions=policy.ignore_versions)
     if reason:
         return CaseVerdict(case_id, "not comparable", reason)
     few = min(len(old.samples_ms), len(one.samples_ms))

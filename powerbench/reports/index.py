@@ -15,6 +15,7 @@ from powerbench.reports.headlines import headlines
 from powerbench.reports.longest import COLUMNS
 from powerbench.reports.page import asset, environment, write_page, write_text
 from powerbench.reports.rows import Row, rows
+from powerbench.reports.show import mixed
 from powerbench.reports.text import telling
 from powerbench.results.model import Run
 from powerbench.suites import load, presets
@@ -32,6 +33,17 @@ class Entry:
     purpose: str  # that of its suite; empty for a sweep of selectors
     shows: str
     holds: str  # what was measured, and how many cases came out how
+
+    @property
+    def commits(self) -> str:
+        """Those of powerbench that measured, in words."""
+        found = dict.fromkeys(one.commit or "unknown" for one in self.run.environments.values())
+        return " and ".join(found)
+
+    @property
+    def mixed(self) -> list[str]:
+        """What to know of a run of several environments."""
+        return mixed(self.run)
 
     @property
     def page(self) -> str:

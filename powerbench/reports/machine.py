@@ -5,7 +5,8 @@ from __future__ import annotations
 from powerbench.nvml import UNAVAILABLE
 from powerbench.reports.ceilings import ceiling_rows
 from powerbench.reports.text import si, significant
-from powerbench.results.model import Environment, Run
+from powerbench.results.environments import differences, differences_text
+from powerbench.results.model import FIRST, Environment, Run
 from powerbench.roofline import Ceilings
 
 _GIB = 2**30
@@ -25,9 +26,24 @@ def environment_lines(run: Run) -> list[tuple[str, str]]:
         ("Packages", packages),
         ("powerbench", f"{machine.powerbench}, commit {machine.commit or 'unknown'}"),
         ("Run", f"suite {run.header.suite}, seed {run.header.seed}, started {run.header.started}"),
+        *_more_environments(run),
         ("File", run.path),
     ]
     return [(name, value) for name, value in pairs if value]
+
+
+def _more_environments(run: Run) -> list[tuple[str, str]]:
+    """(name, value) pairs: in what each environment beside the header's differs from it, and what it measured."""
+    environments = run.environments
+    lines = []
+    for record in {record.id: record for record in run.more if record.id != FIRST}.values():
+        cases = sum(one.environment == record.id for one in run.measurements)
+        found = differences(environments[FIRST], environments[record.id])
+        differing = differences_text(found, len(found)) or "no difference"
+        lines.append(
+            (f"Environment {record.id}", f"{cases} cases; {differing}; started {record.started}: {record.command}")
+        )
+    return lines
 
 
 def ceiling_lines(ceilings: Ceilings, device: str) -> list[tuple[str, str]]:

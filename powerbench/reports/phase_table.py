@@ -76,4 +76,5 @@ def _whole_call(case: Row) -> PhaseRow:
     return PhaseRow(
         case, "whole call", None, case.n, case.median_ms, case.ci_low_ms, case.ci_high_ms, 1.0, case.useful_tflops,
         case.executed_tflops, moved, case.intensity, case.bound, case.roof_fraction, case.valid,
+        case.environment,
     )  # fmt: skip

@@ -40,6 +40,7 @@ class PhaseRow(msgspec.Struct, frozen=True):
     bound: str | None
     roof_fraction: float | None  # roofline time over measured time
     valid: bool  # a time that can be trusted: measured and not above the roof
+    environment: str  # as in the row of its case
 
     @property
     def interval_ms(self) -> tuple[float, float] | None:
@@ -66,10 +67,10 @@ PhasesByCase = Mapping[str, Sequence[PhaseRow]]
 
 def phase_rows(run: Run) -> dict[str, list[PhaseRow]]:
     """The phases of each case that has some, in the order of the file."""
-    ceilings = run.ceilings
+    ceilings = run.ceilings_by_environment
     apart = msgspec.structs.replace(run, measurements=tuple(m for m in run.measurements if m.phases))
     return {
-        row.case_id: [_phase_row(phase, measurement, row, ceilings) for phase in measurement.phases]
+        row.case_id: [_phase_row(phase, measurement, row, ceilings[row.environment]) for phase in measurement.phases]
         for measurement, row in zip(apart.measurements, rows(apart), strict=True)
     }
 
@@ -117,4 +118,5 @@ def _phase_row(phase: Phase, measurement: Measurement, case: Row, ceilings: Ceil
         bound=under.bound if under else None,
         roof_fraction=under.roof_fraction if under else None,
         valid=time_ms is not None and (under is None or under.valid),
+        environment=case.environment,
     )

@@ -79,6 +79,7 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     visits: int  # in how many visits, spread over the sweep, the samples were taken
     gb_per_s: float | None  # bytes of the ledger over the time, in 1e9 bytes
     sequence_bytes: int | None  # decoding: what is kept of one sequence, a cache or a state
+    environment: str  # id of the environment it was measured in; the header's is e1
     measurement: Measurement  # what the row was made of: its samples and its ledger; not a column
 
     @property
@@ -112,8 +113,8 @@ def rows(run: Run) -> list[Row]:
     for known, found in _KEPT:
         if known is run:
             return list(found)
-    ceilings = run.ceilings
-    found = [_row(measurement, ceilings) for measurement in run.measurements]
+    ceilings = run.ceilings_by_environment
+    found = [_row(measurement, ceilings[measurement.environment]) for measurement in run.measurements]
     _KEPT.append((run, found))
     return list(found)
 
@@ -216,6 +217,7 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
         visits=len(visits),
         gb_per_s=cost.bytes / seconds / 1e9 if seconds and measurement.launches else None,
         sequence_bytes=measurement.sequence_bytes,
+        environment=measurement.environment,
         measurement=measurement,
     )
 

@@ -24,6 +24,7 @@ from powerbench.reports.phases import PHASE_COLUMNS, PhasesByCase, curves_with_p
 from powerbench.reports.rows import COLUMNS, Row, rows, values
 from powerbench.reports.tables import empty_table, json_text, markdown_table, markdown_text
 from powerbench.reports.text import Column, or_empty, printable, si, significant, telling
+from powerbench.results.environments import mixture
 from powerbench.results.model import Run
 
 FORMATS = ("table", "csv", "json", "markdown")
@@ -74,7 +75,7 @@ def render_phases(run: Run, format: str) -> str:
 
 def print_run(run: Run, console: Console) -> None:
     """What may have spoilt the times, the tables, why rows have no number, and the answers, for the terminal."""
-    for warning in run.spoilers:
+    for warning in (*run.spoilers, *mixed(run)):
         console.print(Text(f"warning: {printable(warning)}"))
     found, phases = groups(rows(run)), phase_rows(run)
     for group, name in zip(found, setting_names(found), strict=True):
@@ -108,6 +109,12 @@ def invalid_text(impossible: Sequence[Row], number: int) -> str:
     )
 
 
+def mixed(run: Run) -> list[str]:
+    """What to know of a run of several environments; empty of one."""
+    said = mixture(run)
+    return [said] if said else []
+
+
 def columns(group: Group) -> list[Column[Row]]:
     """The columns that say something about these rows; what all rows share stands in the group's title."""
     all_columns: list[Column[Row]] = [
@@ -129,6 +136,8 @@ def columns(group: Group) -> list[Column[Row]]:
         Column("error", lambda row: or_empty(row.error, lambda value: f"{value:.0e}")),
         Column("clock", lambda row: "throttled" if row.throttled else "", is_number=False),
     ]
+    if len({row.environment for row in group.rows}) > 1:
+        all_columns.append(Column("environment", lambda row: row.environment, is_number=False))
     return telling(all_columns, group.rows)
 
 
@@ -194,7 +203,7 @@ def _render_markdown(run: Run) -> str:
     lines = [f"**powerbench on {markdown_text(machine.device)}** (`{command}`)", ""]
     for answer in answers(run):
         lines += [f"- {markdown_text(answer.text)}", *(f"  - {markdown_text(text)}" for text in answer.predictions)]
-    lines += [f"- warning: {markdown_text(warning)}" for warning in (*run.warnings, *run.spoilers)]
+    lines += [f"- warning: {markdown_text(warning)}" for warning in (*run.warnings, *run.spoilers, *mixed(run))]
     for group, name in zip(found, setting_names(found), strict=True):
         shown, best = columns(group), fastest(group)
         lines += ["", f"### {markdown_text(_title(group, name))}", ""]

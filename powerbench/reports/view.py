@@ -23,6 +23,7 @@ from powerbench.reports.payload import Payload
 from powerbench.reports.phases import phase_rows
 from powerbench.reports.roofline_figure import roofline
 from powerbench.reports.rows import Row
+from powerbench.reports.show import mixed
 from powerbench.reports.side_by_side import SettingTable, setting_table
 from powerbench.reports.stills import Stills
 from powerbench.reports.style import Style
@@ -133,7 +134,13 @@ def view(
         look=[(label, look[label]) for label in dict.fromkeys(c.label for group in found for c in group.curves)],
         rows=all_rows,
         facts=_facts(run, all_rows),
-        warnings=[*run.warnings, *run.spoilers, *_invalid_warning(all_rows), *_throttled_warning(all_rows)],
+        warnings=[
+            *run.warnings,
+            *run.spoilers,
+            *mixed(run),
+            *_invalid_warning(all_rows),
+            *_throttled_warning(all_rows),
+        ],
         answers=answers(run),
         roofline=roof_plot,
         sections=sections,

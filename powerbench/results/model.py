@@ -5,7 +5,8 @@ Schema history
         `retaken` and `sequence_bytes`, of the ceilings `measured`, of the environment `cuda`, `gpu` and `warnings`, of
         the ceilings measured again `warnings`, and of a round `visit`: all optional, and ignored by earlier readers,
         who take the last visit of a case for its only one. Timers were `events-cold` and `perf_counter`, which is now
-        `wall`. Earlier readers do not know the pass `decode`
+        `wall`. Earlier readers do not know the pass `decode`, and refuse a file that has environment lines. What names
+        no `environment` is of the header's
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from powerbench.problem import Case
 from powerbench.roofline import Ceilings
 
 SCHEMA_VERSION = 1
+
+FIRST = "e1"  # id of the header's environment; a letter in front, so that no reader of csv takes it for a number
 
 INTERLEAVED = "interleaved"  # `Measurement.order` of contestants that took turns; else it is `in turn` and why
 
@@ -60,6 +63,20 @@ class Header(msgspec.Struct, frozen=True, tag="header", tag_field="type"):
     started: str  # UTC, ISO 8601
     environment: Environment
     ceilings: Ceilings
+
+
+class EnvironmentRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag="environment", tag_field="type"):
+    """A line: an environment other than the header's, which later lines name by its id, with its own ceilings.
+
+    A file may give an id again, for the packages that were not known when it was given first; then without ceilings.
+    `command` and `started` are those of the sweep that went on.
+    """
+
+    id: str
+    environment: Environment
+    ceilings: Ceilings | None = None
+    command: str = ""
+    started: str = ""  # UTC, ISO 8601
 
 
 class Phase(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -109,6 +126,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     `error` is the largest relative error against the float64 reference over the sampled rows,
     `tolerance` what was allowed.
     `sequence_bytes` is what a decoding contestant keeps of one sequence, by its ledger: a cache or a state.
+    `environment` is the id of the one it was taken in.
     `message` says why where the status is not ok. `phases`, where they were asked for and the kernel can be taken
     apart, are launches timed one by one after the whole call, in the order of `launches`.
     """
@@ -131,6 +149,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     rounds: tuple[Round, ...] = ()
     retaken: tuple[Round, ...] = ()
     sequence_bytes: int | None = None
+    environment: str = FIRST
 
     @property
     def throttled(self) -> tuple[str, ...]:
@@ -169,32 +188,52 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 class CeilingsAgain(msgspec.Struct, frozen=True, omit_defaults=True, tag="ceilings", tag_field="type"):
     """A line after the measurements: the ceilings once more, in case the machine was busy when the sweep began.
 
-    `warnings`: of a sweep that went on with this file, as those of the environment.
+    `warnings`: of a sweep that went on with this file, as those of the environment. `environment`: where.
     """
 
     ceilings: Ceilings
     warnings: tuple[str, ...] = ()
+    environment: str = FIRST
 
 
 class Run(msgspec.Struct, frozen=True):
-    """A whole run file, read back. `warnings`: what was wrong with the file but did not keep it from being read."""
+    """A whole run file, read back. `warnings`: what was wrong with the file but did not keep it from being read.
+
+    `more` are its environments beside the header's, in the order of the file.
+    """
 
     path: str
     header: Header
     measurements: tuple[Measurement, ...]
     warnings: tuple[str, ...] = ()
     again: tuple[CeilingsAgain, ...] = ()
+    more: tuple[EnvironmentRecord, ...] = ()
+
+    @property
+    def environments(self) -> dict[str, Environment]:
+        """By id, in the order of the file, the header's first."""
+        return {FIRST: self.header.environment} | {record.id: record.environment for record in self.more}
 
     @property
     def spoilers(self) -> tuple[str, ...]:
         """What may have spoilt the times, as the machine stood before the run and before each that went on with it."""
+        before = (warning for environment in self.environments.values() for warning in environment.warnings)
         later = (warning for line in self.again for warning in line.warnings)
-        return tuple(dict.fromkeys((*self.header.environment.warnings, *later)))
+        return tuple(dict.fromkeys((*before, *later)))
 
     @property
     def ceilings(self) -> Ceilings:
-        """The best that the machine showed before, between and after the measurements."""
-        best = self.header.ceilings
+        """The best that the machine showed before, between and after the measurements, in whatever environment."""
+        first, *others = self.ceilings_by_environment.values()
+        for one in others:
+            first = first.or_better(one)
+        return first
+
+    @property
+    def ceilings_by_environment(self) -> dict[str, Ceilings]:
+        """By id, the best of each environment: what is possible in one says nothing of another."""
+        best = {FIRST: self.header.ceilings}
+        best |= {record.id: record.ceilings for record in self.more if record.ceilings}
         for line in self.again:
-            best = best.or_better(line.ceilings)
+            best[line.environment] = best[line.environment].or_better(line.ceilings)
         return best

@@ -19,7 +19,15 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from powerbench.errors import UserError
-from powerbench.results.model import SCHEMA_VERSION, CeilingsAgain, Header, Measurement, Run
+from powerbench.results.model import (
+    FIRST,
+    SCHEMA_VERSION,
+    CeilingsAgain,
+    EnvironmentRecord,
+    Header,
+    Measurement,
+    Run,
+)
 from powerbench.results.visits import together, visited
 from powerbench.roofline import Ceilings
 
@@ -38,13 +46,14 @@ class _Contents(NamedTuple):
     header: Header
     measurements: list[Measurement]
     again: list[CeilingsAgain]
+    more: list[EnvironmentRecord]
     warnings: list[str]
     size: int  # bytes of the file up to the end of its last good line
     newline: bool  # is that line ended
 
 
 _encode = msgspec.json.Encoder().encode
-_decode_line = msgspec.json.Decoder(Measurement | CeilingsAgain).decode
+_decode_line = msgspec.json.Decoder(Measurement | CeilingsAgain | EnvironmentRecord).decode
 _decode_header = msgspec.json.Decoder(Header).decode
 _decode_any_header = msgspec.json.Decoder(_AnyHeader).decode
 
@@ -65,12 +74,14 @@ def make_room(path: Path) -> None:
 class RunWriter:
     """Appends measurements to a run file, each on disk before `append` returns. Also a context manager.
 
-    Made by `create` or `resume`.
+    Made by `create` or `resume`. `environment` is the id of the one that what is appended was taken in: the header's,
+    until `use` or `append_environment` says another.
     """
 
     def __init__(self, path: Path, header: Header, file: BinaryIO) -> None:
         self.path = path
         self.header = header
+        self.environment = FIRST
         self._file = file
 
     @classmethod
@@ -123,13 +134,21 @@ class RunWriter:
         fault = _fault(measurement)
         if fault:
             raise ValueError(f"{measurement.case_id}: {fault}")
+        if measurement.environment != self.environment:
+            measurement = msgspec.structs.replace(measurement, environment=self.environment)
         with _os_errors(self.path):
             self._write(measurement)
 
     def append_ceilings(self, ceilings: Ceilings, warnings: tuple[str, ...] = ()) -> None:
         """Write the ceilings as measured again, and warnings of this sweep. Raises StoreError when the disk does."""
         with _os_errors(self.path):
-            self._write(CeilingsAgain(ceilings, warnings))
+            self._write(CeilingsAgain(ceilings, warnings, self.environment))
+
+    def append_environment(self, record: EnvironmentRecord) -> None:
+        """Write an environment; what is appended from now on was taken there. Raises StoreError when the disk does."""
+        with _os_errors(self.path):
+            self._write(record)
+        self.environment = record.id
 
     def close(self) -> None:
         """Close the file; what was appended is on disk already."""
@@ -141,7 +160,7 @@ class RunWriter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _write(self, record: Header | Measurement | CeilingsAgain) -> None:
+    def _write(self, record: Header | Measurement | CeilingsAgain | EnvironmentRecord) -> None:
         self._write_bytes(_encode(record) + b"\n")
 
     def _write_bytes(self, line: bytes) -> None:
@@ -169,8 +188,8 @@ def _os_errors(path: Path) -> Iterator[None]:
 
 
 def _run(path: Path, contents: _Contents) -> Run:
-    measurements, warnings, again = tuple(contents.measurements), tuple(contents.warnings), tuple(contents.again)
-    return Run(str(path), contents.header, measurements, warnings, again)
+    measurements, warnings = tuple(contents.measurements), tuple(contents.warnings)
+    return Run(str(path), contents.header, measurements, warnings, tuple(contents.again), tuple(contents.more))
 
 
 def _read(path: Path) -> _Contents:
@@ -190,23 +209,51 @@ def _read(path: Path) -> _Contents:
     if not lines:
         raise StoreError(f"{path}: line 1: not a run file's header: {_first_words(tail)}")
     header = _parse_header(path, lines[0])
+    return _contents(path, header, lines[1:], warnings, size, newline=lines[-1] is not tail)
+
+
+def _contents(
+    path: Path, header: Header, lines: list[bytes], warnings: list[str], size: int, *, newline: bool
+) -> _Contents:
+    """What the lines after the header hold."""
+    measured: list[Measurement] = []
+    again: list[CeilingsAgain] = []
+    more: list[EnvironmentRecord] = []
+    known = {FIRST}
+    for number, line in enumerate(lines, start=2):
+        record = _parse_line(path, number, line)
+        if isinstance(record, EnvironmentRecord):
+            if record.id not in known and record.ceilings is None:
+                raise StoreError(f"{path}: line {number}: environment {record.id!r} has no ceilings")
+            known.add(record.id)
+            more.append(record)
+        elif record.environment not in known:
+            raise StoreError(f"{path}: line {number}: environment {record.environment!r} is none of those before it")
+        elif isinstance(record, CeilingsAgain):
+            again.append(record)
+        else:
+            measured.append(record)
+    measurements = _put_together(measured, warnings)
+    return _Contents(header, measurements, again, more, warnings, size, newline)
+
+
+def _put_together(lines: list[Measurement], warnings: list[str]) -> list[Measurement]:
+    """The lines of each case as one measurement; what was measured in vain is added to the warnings."""
     found: dict[str, list[Measurement]] = {}
     repeated: dict[str, None] = {}
-    again: list[CeilingsAgain] = []
-    for number, line in enumerate(lines[1:], start=2):
-        record = _parse_line(path, number, line)
-        if isinstance(record, CeilingsAgain):
-            again.append(record)
-            continue
-        lines_of_case = found.setdefault(record.case_id, [])
-        if any(visited(line) & visited(record) for line in lines_of_case):
-            repeated[record.case_id] = None
-        lines_of_case.append(record)
+    elsewhere: dict[str, None] = {}
+    for line in lines:
+        before = found.setdefault(line.case_id, [])
+        if any(other.environment != line.environment for other in before):
+            elsewhere[line.case_id] = None
+        elif any(visited(other) & visited(line) for other in before):
+            repeated[line.case_id] = None
+        before.append(line)
     if repeated:
         warnings.append(f"measured more than once, the last one counts: {', '.join(repeated)}")
-    return _Contents(
-        header, [together(case) for case in found.values()], again, warnings, size, newline=lines[-1] is not tail
-    )
+    if elsewhere:
+        warnings.append(f"measured in more than one environment, the last one counts: {', '.join(elsewhere)}")
+    return [together(case) for case in found.values()]
 
 
 def _parse_header(path: Path, line: bytes) -> Header:
@@ -232,13 +279,14 @@ def _check_ceilings(path: Path, number: int, ceilings: Ceilings) -> None:
         raise StoreError(f"{path}: line {number}: {fault}")
 
 
-def _parse_line(path: Path, number: int, line: bytes) -> Measurement | CeilingsAgain:
+def _parse_line(path: Path, number: int, line: bytes) -> Measurement | CeilingsAgain | EnvironmentRecord:
     try:
-        record: Measurement | CeilingsAgain = _decode_line(line)
+        record: Measurement | CeilingsAgain | EnvironmentRecord = _decode_line(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: line {number}: {_one_line(error)}") from None
-    if isinstance(record, CeilingsAgain):
-        _check_ceilings(path, number, record.ceilings)
+    if not isinstance(record, Measurement):
+        if record.ceilings is not None:
+            _check_ceilings(path, number, record.ceilings)
         return record
     fault = _fault(record)
     if fault:

@@ -19,9 +19,10 @@ def together(lines: Sequence[Measurement]) -> Measurement:
     """One measurement of the lines of one case, in the order of the file; of two of the same visit the last counts.
 
     A visit that failed is the fate of the case: what had been sampled before does not count. Nor do visits that were
-    timed by different means, which are not to be mixed.
+    timed by different means, which are not to be mixed. Nor are those of different environments: the last one's count.
     """
     last = lines[-1]
+    lines = [line for line in lines if line.environment == last.environment]
     if last.status != "ok":
         before = any(line.status == "ok" for line in lines)
         return _replace(last, message=f"in a later visit: {last.message}") if before else last

@@ -72,7 +72,7 @@ def parts(published: Published) -> dict[str, str]:
 def of_contestants(run: Run) -> Run:
     """The run with no contestants but those of the tables."""
     kept = [one for one in run.measurements if (one.case.kernel, one.case.params.p) in CONTESTANTS]
-    return Run(run.path, run.header, tuple(kept), run.warnings, run.again)
+    return Run(run.path, run.header, tuple(kept), run.warnings, run.again, run.more)
 
 
 def _cpu_at_64k(published: Published) -> str:
@@ -131,7 +131,9 @@ def answer(published: Published, name: str, pass_: str, head_dim: int, p: int = 
         return None
     run = published.runs[name]
     only = {row.case_id for row in group.rows}
-    part = Run(run.path, run.header, tuple(one for one in run.measurements if one.case_id in only), (), run.again)
+    part = Run(
+        run.path, run.header, tuple(one for one in run.measurements if one.case_id in only), (), run.again, run.more
+    )
     return next((found for found in answers(part) if found.p == p), None)
 
 
