@@ -13,6 +13,7 @@ import click
 from powerbench._version import __version__
 from powerbench.check.command import check
 from powerbench.errors import DeviceLostError, UserError
+from powerbench.processes import interrupt_on_end_signals
 from powerbench.turns import Turns
 
 if TYPE_CHECKING:
@@ -339,6 +340,7 @@ def _warn(warnings: Any) -> None:
 
 def main() -> None:
     """Entry point: whatever is the user's to mend is one line on standard error and exit status 2."""
+    interrupt_on_end_signals()
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.exceptions.NoArgsIsHelpError as error:

@@ -129,7 +129,8 @@ def _how(code: int | None) -> str:
 
 def serve(connection: Connection, output: str, setup: Setup) -> None:
     """The worker's main: answer until the parent closes the connection."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they may reach the whole group; the parent decides
+        signal.signal(one, signal.SIG_IGN)
     _die_with_parent()
     if setup.device.type == "cpu":
         _keep_memory()

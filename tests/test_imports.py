@@ -53,8 +53,9 @@ ALLOWED = {
     | {"check", "results", "roofline", "bootstrap", "crossover", "costmodel", "nvml", "datasheet", "models", "wsfr"}
     | {"suites", "kernels.power.feature_map", "kernels.power.state_size"},
     "check": BASE
-    | {"results", "roofline", "crossover", "stopping", "reports", "suites", "kernels", "session", "turns"},
+    | {"results", "roofline", "crossover", "stopping", "reports", "suites", "kernels", "session", "turns", "processes"},
     "turns": set(),
+    "processes": set(),
     "stopping": BASE | {"results"},
     "timing": BASE,
     "kernels": BASE,

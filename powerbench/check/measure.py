@@ -6,12 +6,11 @@ Each run is a whole sweep in a process of its own, with its ceilings, its gate a
 from __future__ import annotations
 
 import math
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryFile
 from typing import IO
 
 import msgspec
@@ -20,6 +19,7 @@ from powerbench.check.compare import compare_pairs
 from powerbench.check.evidence import Evidence, Side
 from powerbench.check.model import Comparison, Policy
 from powerbench.check.noise import Calibration, CaseNoise, gpu_uuid, moderated, sample_variance
+from powerbench.check.scratch import scratch
 from powerbench.check.trees import Tree, last_line, this_tree, tree_of
 from powerbench.check.triage import unfinished
 from powerbench.errors import DeviceLostError, UserError
@@ -62,7 +62,7 @@ class Measuring:
             errors = [stack.enter_context(TemporaryFile()) for _ in sides]
             with ring(len(sides)) as places:
                 processes = [
-                    stack.enter_context(_ended(tree.start(*self._sweep(path, visits=1), errors=file, turn=place)))
+                    stack.enter_context(tree.start(*self._sweep(path, visits=1), errors=file, turn=place))
                     for (tree, _), path, file, place in zip(sides, paths, errors, places, strict=True)
                 ]
             for process in processes:
@@ -81,23 +81,23 @@ class Measuring:
     @contextmanager
     def _place(self) -> Iterator[tuple[Path, Path]]:
         """A folder for trees and caches, which goes away, and one for run files."""
-        with TemporaryDirectory(prefix="powerbench-check-") as scratch:
-            into = self.folder.resolve() if self.folder else Path(scratch) / "runs"
+        with scratch() as folder:
+            into = self.folder.resolve() if self.folder else folder / "runs"
             into.mkdir(parents=True, exist_ok=True)
             if any(into.glob("*.jsonl")):
                 raise UserError(f"--keep: {into} holds run files already; name another folder")
-            yield Path(scratch), into
+            yield folder, into
 
     @contextmanager
     def now(self) -> Iterator[Run]:
         """This code on this machine; its file stays as long as the context."""
-        with self._place() as (scratch, into):
-            yield self.run(this_tree(scratch / "new"), "new", into)
+        with self._place() as (folder, into):
+            yield self.run(this_tree(folder / "new"), "new", into)
 
     def against(self, ref: str, policy: Policy, rounds: int) -> tuple[Comparison, Run]:
         """The code as it is against a commit of its repository, and one of the new runs; see `session`."""
-        with TemporaryDirectory(prefix="powerbench-check-") as scratch, tree_of(ref, Path(scratch) / "old") as old:
-            return self.session(old, this_tree(Path(scratch) / "new"), policy, rounds)
+        with scratch() as folder, tree_of(ref, folder) as old:
+            return self.session(old, this_tree(folder / "new"), policy, rounds)
 
     def session(self, old: Tree, new: Tree, policy: Policy, rounds: int) -> tuple[Comparison, Run]:
         """Two trees, a round at a time until every case is decided; and one of the new runs.
@@ -122,8 +122,8 @@ class Measuring:
 
     def calibrate(self, policy: Policy, runs: int) -> Calibration:
         """The same code again and again."""
-        with self._place() as (scratch, into):
-            tree = this_tree(scratch / "new")
+        with self._place() as (folder, into):
+            tree = this_tree(folder / "new")
             return calibration([self.run(tree, f"run-{i + 1}", into) for i in range(runs)], policy)
 
 
@@ -140,16 +140,6 @@ def _outcome(tree: Tree, path: Path, status: int, said: str) -> Run:
             f"measuring {tree.label}: the sweep ended early, with {len(run.measurements)} cases: {last_line(said)}"
         )
     return run
-
-
-@contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """The process, which does not outlive the context."""
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def _written(file: IO[bytes]) -> str:

@@ -13,13 +13,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from powerbench import turns
+from powerbench.check.scratch import WORKTREE, holds_worktree_of
 from powerbench.errors import UserError
+from powerbench.processes import child
 
 PACKAGE = Path(__file__).resolve().parents[1]
 LEFT_OUT = ("__pycache__", "*.pyc")
@@ -46,14 +48,18 @@ class Tree:
 
     def python(self, *arguments: str, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
         """Run Python on this side, and wait for it."""
-        return subprocess.run(
-            [sys.executable, *arguments], cwd=self.folder, env=self._environment(), capture_output=True, text=True,
-            check=False, timeout=timeout_s,
-        )  # fmt: skip
+        command = [sys.executable, *arguments]
+        with child(
+            command, cwd=self.folder, env=self._environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            said, errors = process.communicate(timeout=timeout_s)
+        return subprocess.CompletedProcess(command, process.returncode, said, errors)
 
-    def start(self, *arguments: str, errors: IO[bytes], turn: tuple[int, int]) -> subprocess.Popen[bytes]:
-        """Start Python on this side, its standard error into a file, with this place in a ring of turns."""
-        return subprocess.Popen(
+    def start(
+        self, *arguments: str, errors: IO[bytes], turn: tuple[int, int]
+    ) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        """Python on this side, its standard error into a file, with this place in a ring of turns."""
+        return child(
             [sys.executable, *arguments], cwd=self.folder, stdout=subprocess.DEVNULL, stderr=errors, pass_fds=turn,
             env=self._environment() | {turns.VARIABLE: "{},{}".format(*turn)},
         )  # fmt: skip
@@ -91,7 +97,8 @@ def tree_of(ref: str, folder: Path) -> Iterator[Tree]:
     commit = _git(repository, "rev-parse", "--verify", "--quiet", "--short=12", f"{ref}^{{commit}}", or_else="")
     if not commit:
         raise UserError(f"--against: {ref!r} is no commit of {repository}")
-    worktree = folder / "worktree"
+    worktree = folder / WORKTREE
+    holds_worktree_of(folder, repository)
     _git(repository, "worktree", "add", "--detach", "--force", str(worktree), commit)
     try:
         if (repository / "powerbench" / "kernels").exists():
