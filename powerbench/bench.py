@@ -17,9 +17,11 @@ import torch
 
 from powerbench import gate, timing
 from powerbench.device import Device
+from powerbench.errors import first_line, in_words
 from powerbench.kernels.kernel import TORCH_DTYPES, Forward, Inputs, Kernel, Reference
 from powerbench.problem import Case, Params, Problem
-from powerbench.results.model import Phase, Status
+from powerbench.protocol import Closed, Fault, Opened, Reply, Sampled, Verb
+from powerbench.results.model import Phase
 from powerbench.telemetry import UNAVAILABLE, Gauge, Reading, over
 from powerbench.timing import Method, Policy, Timer, time_call
 
@@ -28,49 +30,6 @@ PHASE_POLICY = Policy(min_seconds=0.2, max_samples=50)
 DRAWN_ELEMENTS = 2**30  # of an operand at once, in float32, unless one sequence has more
 SLOW_GATES = 6.9  # log_g = logsigmoid(randn + 6.9): half-life about 700 tokens, so that a wrong state is seen
 NANOSECOND_DIGITS = 6  # of ms: what clocks resolve, so that files hold no digits without meaning
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A case that passed its gate and may be sampled. Times in ms; `timer` None where nothing is to be timed."""
-
-    error: float
-    tolerance: float
-    config: dict[str, str]
-    timer: str | None = None
-    timer_reason: str | None = None
-    wall_ms: tuple[float, ...] = ()
-    peak_memory_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """More samples, in ms, and the state of the GPU over them."""
-
-    ms: tuple[float, ...]
-    state: Reading = UNAVAILABLE
-
-
-@dataclass(frozen=True)
-class Closed:
-    """The results were still right after the last sample. `lost`: a phase has cost this process the device."""
-
-    phases: tuple[Phase, ...] = ()
-    lost: bool = False
-
-
-@dataclass(frozen=True)
-class Fault:
-    """The case ends without a number. `lost`: nothing more can be measured in this process."""
-
-    status: Status
-    message: str
-    error: float | None = None
-    tolerance: float | None = None
-    lost: bool = False
-
-
-Reply = Opened | Sampled | Closed | Fault
 
 
 @dataclass(frozen=True)
@@ -109,16 +68,19 @@ class Bench:
     _prepared: dict[str, Forward] = field(default_factory=dict)  # so that what compiled or tuned in one visit is kept
     _references: dict[tuple[Reference, Params], torch.Tensor] = field(default_factory=dict)  # of these inputs' decoding
 
-    def answer(self, verb: str, case: Case, argument: int | bool) -> Reply:
-        """Do what the runner asks for: open (argument: timed), sample (how many) or close (with phases)."""
+    def answer(self, verb: Verb, case: Case, argument: int | bool, seed: int = 0) -> Reply:
+        """Do what the runner asks for: open (argument: timed), sample (how many) or close (with phases).
+
+        By `seed` is drawn what is checked; the parent draws it when it asks (`powerbench.protocol.Question`).
+        """
         verbs = {"open": self._open, "sample": self._sample, "close": self._close}
         try:
             reply = verbs[verb](case, argument)
         except (torch.OutOfMemoryError, MemoryError) as error:
-            reply = Fault("oom", _first_line(error))
+            reply = Fault("oom", first_line(error))
         except Exception as error:  # a contestant is other people's code and may raise anything; its row says what
             out_of_memory = "can't allocate memory" in str(error)  # how torch's CPU allocator says it: a RuntimeError
-            reply = Fault("oom" if out_of_memory else "failed", _in_words(error))
+            reply = Fault("oom" if out_of_memory else "failed", in_words(error))
         if not isinstance(reply, Fault):
             return reply
         self._live.pop(case.case_id, None)
@@ -254,7 +216,7 @@ def _time_phases(kernel: Kernel, case: Case, inputs: Inputs, bench: Bench) -> tu
         if not calls.keys() <= set(names):
             raise ValueError(f"phases {', '.join(calls)} are not all among the launches {', '.join(names)}")
     except Exception as error:  # as above: a contestant may raise anything, and the whole call has its time
-        return tuple(Phase(name, message=_in_words(error)) for name in names)
+        return tuple(Phase(name, message=in_words(error)) for name in names)
     return tuple(_time_phase(name, calls[name], bench) for name in names if name in calls)
 
 
@@ -263,7 +225,7 @@ def _time_phase(name: str, call: Callable[[], object], bench: Bench) -> Phase:
         call()  # the warm-up
         return Phase(name, _rounded(time_call(call, bench.device.torch, PHASE_POLICY, bench.method.l2).ms))
     except Exception as error:
-        return Phase(name, message=_in_words(error))
+        return Phase(name, message=in_words(error))
 
 
 def timed_call(kernel: Kernel, case: Case, inputs: Inputs, forward: Forward) -> Callable[[], object]:
@@ -301,11 +263,3 @@ def _is_lost() -> bool:
     except RuntimeError:
         return True
     return False
-
-
-def _in_words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

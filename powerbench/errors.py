@@ -7,3 +7,18 @@ class UserError(ValueError):
 
 class DeviceLostError(RuntimeError):
     """The device no longer answers, after an illegal access for example: this process can measure nothing more."""
+
+
+def in_words(error: BaseException) -> str:
+    """What other people's code raised, in one line that can be written anywhere."""
+    return f"{type(error).__name__[:100]}: {first_line(error)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of its message; its type where it has none. Of an error whose message raises, that it does."""
+    try:
+        text = str(error)
+    except Exception:  # as it is theirs too
+        text = "its message cannot be read"
+    lines = text.strip().splitlines() or [type(error).__name__]
+    return lines[0][:300].encode(errors="replace").decode()  # half a surrogate pair cannot be stored

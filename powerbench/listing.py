@@ -34,7 +34,7 @@ def _capabilities(kernels: list[Kernel]) -> Table:
         support = kernel.support
         table.add_row(
             kernel.name,
-            kernel.version() or "not installed",
+            kernel.installed() or "not installed",
             ", ".join(kernel.passes),
             "yes" if kernel.gated else "no",
             "yes" if support.grouped else "no",

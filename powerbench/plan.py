@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from powerbench import gate
 from powerbench.bench import DRAWN_ELEMENTS, PHASE_POLICY
-from powerbench.cost import Launch
+from powerbench.cost import Cost, Launch
 from powerbench.device import Device
-from powerbench.kernels.kernel import Kernel
+from powerbench.kernels.kernel import Kernel, RecordError
 from powerbench.problem import Case
 from powerbench.roofline import Ceilings, roof_seconds
 from powerbench.stopping import Stopping
@@ -22,6 +24,8 @@ ASSUMED_ROOF_FRACTION = 0.25
 # plan and ETA. By the logs of two sweeps: the 936 visits of results/h200/crossover.jsonl took 762 s, where samples were
 # predicted to take 130; on two cores 45 visits took 20 s, where they were to take 6.
 VISIT_SECONDS = {"cuda": 0.65, "cpu": 0.25}
+
+MOST_WORK = 2.0**63  # FLOPs or bytes of one launch, which a run file still holds
 
 
 @dataclass(frozen=True)
@@ -107,13 +111,22 @@ def _plan_case(case: Case, kernel: Kernel, device: Device, ceilings: Ceilings, p
     reason = kernel.refusal(case, device.type)
     if reason:
         return PlannedCase(case, kernel, reason, (), 0.0, 0)
+    try:
+        return _plan_supported(case, kernel, device, ceilings, phases)
+    except RecordError as error:
+        return PlannedCase(case, kernel, str(error), (), 0.0, 0)
+
+
+def _plan_supported(case: Case, kernel: Kernel, device: Device, ceilings: Ceilings, phases: bool) -> PlannedCase:
+    """Raises RecordError where the kernel's ledger does not answer, or with what is none."""
     decoding = kernel.decoding if case.pass_ == "decode" else None
-    launches = (decoding or kernel).launches(case)
+    launches = kernel.ask("launches", lambda: tuple((decoding or kernel).launches(case)))
+    _check_ledger(launches, kernel)
     seconds, _ = roof_seconds(launches, case.problem.dtype, ceilings)
     call_seconds = seconds / ASSUMED_ROOF_FRACTION
     apart = phases and kernel.phases is not None and not decoding
     own, shared = _own_bytes(case, kernel), _shared_bytes(case)
-    kept = decoding.sequence_bytes(case) if decoding else None
+    kept = _bytes(kernel, "sequence_bytes", lambda: decoding.sequence_bytes(case)) if decoding else None
     return PlannedCase(
         case, kernel, None, launches, call_seconds, own + shared, own, VISIT_SECONDS[device.type], apart,
         sequence_bytes=kept,
@@ -133,9 +146,26 @@ def _own_bytes(case: Case, kernel: Kernel) -> int:
     """Predicted for y and dy, gradients where asked for, and what the kernel says it needs."""
     if case.pass_ == "decode":
         assert kernel.decoding
-        return kernel.decoding.workspace_bytes(case)
+        workspace_bytes = kernel.decoding.workspace_bytes
+        return _bytes(kernel, "workspace_bytes", lambda: workspace_bytes(case))
     gradients = 0 if case.pass_ == "fwd" else _input_bytes(case)
-    return gradients + 2 * case.problem.y_bytes + kernel.workspace_bytes(case)
+    workspace = _bytes(kernel, "workspace_bytes", lambda: kernel.workspace_bytes(case))
+    return gradients + 2 * case.problem.y_bytes + workspace
+
+
+def _bytes(kernel: Kernel, what: str, call: Callable[[], int]) -> int:
+    size = kernel.ask(what, call)
+    if not isinstance(size, int) or not 0 <= size < 2**63:
+        raise RecordError(f"{what} of {kernel.name} answers {str(size)[:40]}, which is no number of bytes")
+    return size
+
+
+def _check_ledger(launches: tuple[object, ...], kernel: Kernel) -> None:
+    for launch in launches:
+        good = isinstance(launch, Launch) and isinstance(launch.name, str) and isinstance(launch.cost, Cost)
+        costs = msgspec.structs.astuple(launch.cost) if good else (None,)  # type: ignore[attr-defined]
+        if not all(isinstance(cost, int | float) and 0 <= cost < MOST_WORK for cost in costs):
+            raise RecordError(f"launches of {kernel.name} answers {str(launch)[:100]}, which is no Launch with a cost")
 
 
 def _input_bytes(case: Case) -> int:

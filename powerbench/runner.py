@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
-from powerbench.bench import Closed, Fault, Opened, Reply, Sampled
 from powerbench.device import Device
 from powerbench.plan import PlannedCase
 from powerbench.problem import Case
+from powerbench.protocol import Closed, Fault, Opened, Reply, Sampled, Verb
 from powerbench.results.model import INTERLEAVED, Measurement, Round
 from powerbench.stopping import Stopping
 from powerbench.turns import Turns
@@ -44,7 +44,7 @@ class Observer(Protocol):
 class Host(Protocol):
     """Where a bench lives: `powerbench.worker.Worker`, or for tests this process."""
 
-    def ask(self, verb: str, case: Case, argument: int | bool, timeout_s: float) -> Reply:
+    def ask(self, verb: Verb, case: Case, argument: int | bool, timeout_s: float) -> Reply:
         """One request to the bench. Raises WorkerLost when its process does not live to answer."""
 
     def close(self) -> None:
@@ -239,7 +239,7 @@ class _Sweep:
             phases=closed.phases, rounds=tuple(entry.rounds), retaken=tuple(entry.retaken),
         )  # fmt: skip
 
-    def _ask(self, entry: _Entry, verb: str, argument: int | bool, kind: type[R]) -> R | Fault:
+    def _ask(self, entry: _Entry, verb: Verb, argument: int | bool, kind: type[R]) -> R | Fault:
         if self.host is None:
             self.host = self.hire()
         predicted, tuning = entry.item.visit_seconds(self.visit), entry.item.kernel.tuning_seconds

@@ -235,7 +235,7 @@ class Session:
             suite=self.suite.name,
             seed=self.seed,
             started=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-            environment=collect(self.device, {kernel.name: kernel.version() for kernel in self.kernels}, warnings),
+            environment=collect(self.device, {kernel.name: kernel.installed() for kernel in self.kernels}, warnings),
             ceilings=self._all_ceilings(),
         )
         return RunWriter.create(path, header), Run(str(path), header, ())

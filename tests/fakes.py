@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from powerbench.bench import Bench, Reply
+from powerbench.bench import Bench
 from powerbench.cost import Cost, Launch
 from powerbench.device import Device
 from powerbench.kernels.kernel import Forward, Inputs, Kernel, no_params
 from powerbench.problem import Case, Problem
+from powerbench.protocol import Reply
 from powerbench.roofline import Ceilings
 from powerbench.telemetry import Gauge, Reading
 from powerbench.timing import Method

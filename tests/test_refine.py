@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from powerbench.bench import Sampled
 from powerbench.errors import UserError
 from powerbench.problem import Params
+from powerbench.protocol import Sampled
 from powerbench.refine import LIMIT, ROUND, WIDTH, begun, check, next_steps, rounded, summary
 from powerbench.reports.crossovers import crossover_table
 from powerbench.reports.rows import rows

@@ -18,12 +18,13 @@ import torch
 from rich.console import Console
 
 from powerbench import gate
-from powerbench.bench import PHASE_POLICY, Closed, Fault, Opened, Sampled, make_inputs
+from powerbench.bench import PHASE_POLICY, make_inputs
 from powerbench.cost import Cost, Launch
 from powerbench.errors import DeviceLostError
 from powerbench.kernels.table import available
 from powerbench.plan import plan
 from powerbench.problem import Case, Params, Problem
+from powerbench.protocol import Closed, Fault, Opened, Sampled
 from powerbench.results.model import Measurement, Phase
 from powerbench.results.visits import together
 from powerbench.runner import run

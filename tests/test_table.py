@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import EntryPoint
 
 import pytest
 
+from powerbench.cost import Cost, Launch
 from powerbench.errors import UserError
-from powerbench.kernels import table
+from powerbench.kernels import entries, table
+from powerbench.kernels.ledger import softmax_launches
+from powerbench.kernels.softmax import softmax_reference
 from powerbench.kernels.window import equal_state_window
+from powerbench.plan import plan
 from powerbench.problem import DTYPES, Case, Params, Problem
-from tests.fakes import THEIRS
+from powerbench.suites import Suite
+from tests.fakes import CEILINGS, CPU, THEIRS, fake, raising
 
 
 def entry(monkeypatch, value):
-    point = EntryPoint("theirs", value, table.ENTRY_POINT_GROUP)
+    point = EntryPoint("theirs", value, entries.GROUP)
     monkeypatch.setattr(table, "entry_points", lambda group: [point] if group == point.group else [])
 
 
@@ -115,16 +121,108 @@ def test_another_package_adds_a_kernel(monkeypatch):
     assert table.select(("theirs",)) == [THEIRS]
 
 
+CASE = Case(Problem(1, 64, 2, 2, 8, 8, "fp32", False), "theirs", Params(), "fwd")
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("tests.fakes:PROBLEM", "is no powerbench Kernel"),
-        ("tests.fakes:THIEF", "that name is taken"),
-        ("not_a_module_at_all:X", "does not load"),
-        ("tests.fakes:NOT_THERE", "does not load: .* has no attribute 'NOT_THERE'"),
+        ("tests.fakes:PROBLEM", "is no powerbench Kernel but of type Problem"),
+        ("tests.fakes:THIEF", "adds a kernel 'power-torch', but that name is taken"),
+        ("tests.hostile_kernels:OF_A_FAMILY", "adds a kernel 'power', but that name is taken"),
+        ("not_a_module_at_all:X", "does not load: ModuleNotFoundError: No module named"),
+        ("tests.fakes:NOT_THERE", "does not load: AttributeError: .* has no attribute 'NOT_THERE'"),
+        ("tests.hostile_imports.raises_oserror:X", "does not load: OSError: .*libnothing"),
+        ("tests.hostile_imports.calls_exit:X", "does not load: SystemExit: 3"),
+        ("tests.hostile_imports.raises_interrupt:X", "does not load: Interrupt: not the user's"),
+        ("tests.hostile_imports.raises_unreadable:X", "does not load: UnreadableError: its message cannot be read"),
+        ("tests.hostile_kernels:NAMED_WITH_A_NEWLINE", "has a name that is none"),
+        ("tests.hostile_kernels:NAMED_BY_A_NUMBER", "has a name that is none"),
+        ("tests.hostile_kernels:WITHOUT_LAUNCHES", "has no usable launches, support, tuning_seconds"),
+        ("no colon at all", "does not load"),
     ],
 )
-def test_a_bad_entry_point_is_named(monkeypatch, value, message):
+def test_a_bad_entry_point_costs_its_row(monkeypatch, value, message):
+    """All others are there, and it says in its row what is wrong; no command ends for it."""
     entry(monkeypatch, value)
-    with pytest.raises(UserError, match=message):
+    rows = table.available()
+    assert [name for name in rows if name not in {kernel.name for kernel in table.KERNELS}] == ["theirs"]
+    reason = rows["theirs"].refusal(CASE, "cpu")
+    assert reason.startswith(f"entry point {value} of group powerbench.kernels ")
+    assert re.search(message, reason)
+    assert "\n" not in reason
+    assert table.select(("theirs", "sdpa-cpu"))[0].installed() is None
+
+
+def test_ctrl_c_while_packages_are_imported_is_the_users(monkeypatch):
+    entry(monkeypatch, "tests.hostile_imports.waits_for_ctrl_c:X")
+    with pytest.raises(KeyboardInterrupt):
         table.available()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "answer", "message"),
+    [
+        (Params(p=2), Params(p=100_000), "resolve answers p = 100000 where p = 2 was asked for"),
+        (Params(p=2), Params(), "resolve answers p = None where p = 2 was asked for"),
+        (Params(), Params(p=100_000), "resolve chooses p = 100000; a kernel may choose up to 4"),
+        (Params(), Params(p=10**30), r"resolve answers p = 10+; allowed are 1 to 2147483648"),
+        (Params(), Params(chunk_size=0), "resolve answers chunk_size = 0; allowed are"),
+        (Params(), Params(d_tile=2.0), "resolve answers d_tile = 2.0; allowed are"),
+        (Params(), None, "resolve answers with a NoneType, not with Params"),
+        (Params(), SystemExit(3), "resolve of fake raises SystemExit: 3"),
+    ],
+)
+def test_parameters_are_those_asked_for(wanted, answer, message):
+    def resolve(*_):
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    kernel = fake("fake", resolve=resolve, takes=frozenset({"p"}))
+    assert kernel.settle(CASE.problem, wanted, "fwd", "cpu")[0] == wanted
+    suite = Suite(ctx=(64,), heads=(2,), head_dim=(8,), dtype=("fp32",), p=(wanted.p,), kernels=("fake",)).on("cpu")
+    (item,) = plan(suite, [kernel], CPU, CEILINGS)
+    assert item.case.params == wanted
+    assert re.match(message, item.reason)
+
+
+@pytest.mark.parametrize("p", [None, 1, 2, 4, 7])
+def test_a_degree_asked_for_is_taken(p):
+    kernel = fake("fake", resolve=lambda problem, wanted, pass_, device_type: wanted, takes=frozenset({"p"}))
+    assert kernel.settle(CASE.problem, Params(p=p), "fwd", "cpu") == (Params(p=p), None)
+
+
+@pytest.mark.parametrize("changes", [
+    {"unsupported": raising(SystemExit(3))},
+    {"launches": raising(RuntimeError("no ledger"))},
+    {"launches": lambda case: None},
+    {"launches": lambda case: (Launch("forward", Cost(1, 1, float("nan"))),)},
+    {"launches": lambda case: (Launch("forward", Cost(1, 1, -5)),)},
+    {"launches": lambda case: (Launch("forward", Cost(1, 10**30, 5)),)},
+    {"launches": lambda case: ("forward",)},
+    {"workspace_bytes": lambda case: "large"},
+    {"workspace_bytes": lambda case: -1},
+    {"workspace_bytes": raising(OSError("gone"))},
+])  # fmt: skip
+def test_a_record_that_does_not_answer_costs_its_row(changes):
+    suite = Suite(ctx=(64,), heads=(2,), head_dim=(8,), dtype=("fp32",)).on("cpu")
+    bad, good = plan(suite, [fake("bad", **changes), fake("good")], CPU, CEILINGS)
+    (what,) = changes
+    assert bad.reason.startswith(f"{what} of bad ")
+    assert good.reason is None
+
+
+def test_a_version_that_raises_is_said():
+    assert fake("bad", version=raising(SystemExit(3))).installed() == "version of bad raises SystemExit: 3"
+
+
+def test_the_claims_of_another_package_are_told_from_powerbenchs_own():
+    ours = {"reference": softmax_reference, "launches": softmax_launches}
+    assert fake("a").claims("fwd") is None, "no entry point"
+    assert fake("a", provider="mine 1.0").claims("fwd") == "reference and ledger of mine 1.0"
+    assert fake("a", provider="mine 1.0", reference=softmax_reference).claims("fwd") == "ledger of mine 1.0"
+    assert fake("a", provider="mine 1.0", **ours).claims("fwd") is None
+    posing = raising(RuntimeError("never called"))
+    posing.__module__, posing.__name__ = softmax_reference.__module__, softmax_reference.__name__
+    assert fake("a", provider="mine 1.0", **ours | {"reference": posing}).claims("fwd") == "reference of mine 1.0"

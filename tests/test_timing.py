@@ -141,9 +141,10 @@ def test_a_sleeping_host_shows_in_wall_and_not_on_the_device():
 @pytest.mark.parametrize("pass_", ["fwd", "bwd", "fwd+bwd"])
 def test_a_contestant_in_each_pass(pass_):
     """Gated, captured, sampled and re-checked in a bench on the device; peak memory is its own."""
-    from powerbench.bench import Bench, Closed, Opened, Sampled
+    from powerbench.bench import Bench
     from powerbench.device import pick
     from powerbench.problem import Case, Params, Problem
+    from powerbench.protocol import Closed, Opened, Sampled
     from tests.fakes import fake
 
     case = Case(Problem(2, 256, 4, 4, 64, 64, "fp32", False), "right", Params(), pass_)

@@ -108,7 +108,7 @@ def test_the_process_is_used_again_and_ends_with_the_iterator():
     class Watched(Worker):
         def __init__(self, setup):
             super().__init__(setup)
-            pids.append(self._process.pid)
+            pids.append(self.pid)
 
     with closing(run(planned("first", "wrong", "last"), CPU, lambda: Watched(SETUP), Silent())) as rows:
         assert [row.status for row in rows].count("ok") == 2
@@ -125,7 +125,7 @@ def test_a_process_that_cannot_start_is_a_lost_device():
 def test_a_dead_process_says_so_when_asked():
     worker = Worker(SETUP)
     worker._process.kill()
-    worker._process.join()
+    worker._process.wait()
     with pytest.raises(WorkerLost, match=r"ended by SIGKILL \(as the system does when memory runs out\)"):
         worker.ask("open", planned("first")[0].case, True, 5.0)
 
@@ -137,7 +137,7 @@ def test_no_process_outlives_a_sweep_that_is_ended(tmp_path, how):
         "import sys; from powerbench.worker import Worker; from tests import test_worker as t\n"
         "class Telling(Worker):\n"
         "    def __init__(self, setup):\n"
-        "        super().__init__(setup); print(self._process.pid, flush=True)\n"
+        "        super().__init__(setup); print(self.pid, flush=True)\n"
         "from powerbench.runner import run; from contextlib import closing\n"
         "if __name__ == '__main__':\n"
         "    with closing(run(t.planned('hangs'), t.CPU, lambda: Telling(t.SETUP), t.Silent())) as rows: list(rows)\n"

@@ -6,12 +6,15 @@ point in the group `powerbench.kernels` of another package). docs/adding-a-kerne
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
 from powerbench.cost import Launch
+from powerbench.errors import in_words
 from powerbench.problem import DTYPES, Case, Params, Pass, Problem
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -43,6 +46,16 @@ Resolve = Callable[[Problem, Params, Pass, str], Params]
 Reference = Callable[[Case, Inputs, torch.Tensor], torch.Tensor]
 # Phase name -> a call that repeats this launch alone, any number of times with the same work.
 Phases = dict[str, Callable[[], object]]
+
+
+LARGEST_CHOSEN_DEGREE = 4  # that a kernel may choose itself; tolerances grow with it, so others have to be asked for
+LARGEST_PARAMETER = 2**31
+
+T = TypeVar("T")
+
+
+class RecordError(Exception):
+    """A record does not answer about a case, as it has to; the message says what was asked and what came."""
 
 
 def no_params(problem: Problem, params: Params, pass_: Pass, device_type: str) -> Params:
@@ -126,14 +139,86 @@ class Kernel:
     support: Support = Support()
     tuning_seconds: float = 0.0  # what its compiling and tuning may take, of each case, beyond what every case is given
     decoding: Decoding | None = None  # None: it does not decode
+    provider: str | None = field(default=None, compare=False)  # the package of an entry point; None: powerbench
+
+    def settle(self, problem: Problem, wanted: Params, pass_: Pass, device_type: str) -> tuple[Params, str | None]:
+        """The parameters of a case, and None; or those that were wanted, and why `resolve` cannot be taken at its word.
+
+        A degree other than that asked for is none: the tolerance of the gate grows with it.
+        """
+        try:
+            params = self.ask("resolve", lambda: self.resolve(problem, wanted, pass_, device_type))
+        except RecordError as error:
+            return wanted, str(error)
+        flaw = _params_flaw(params, wanted)
+        return (wanted, flaw) if flaw else (params, None)
 
     def refusal(self, case: Case, device_type: str) -> str | None:
         """Why the case cannot run on this device type; None: it can."""
+        _, flaw = self.settle(case.problem, case.params, case.pass_, device_type)
+        if flaw:
+            return flaw
         if case.pass_ == "decode" and self.decoding is None:
             return f"{self.name} does not decode"
-        return self.unsupported(case, device_type)
+        try:
+            reason = self.ask("unsupported", lambda: self.unsupported(case, device_type))
+        except RecordError as error:
+            return str(error)
+        return None if reason is None else str(reason)
+
+    def installed(self) -> str | None:
+        """The version of its package; None: not installed."""
+        try:
+            version = self.ask("version", self.version)
+        except RecordError as error:
+            return str(error)
+        return None if version is None else str(version)
+
+    def ask(self, what: str, call: Callable[[], T]) -> T:
+        """What one of its callables answers. Raises RecordError for whatever it raises: they are to be total."""
+        try:
+            return call()
+        except BaseException as error:
+            if type(error) is KeyboardInterrupt:  # the user's
+                raise
+            raise RecordError(f"{what} of {self.name} raises {in_words(error)}") from error
+
+    def claims(self, pass_: Pass) -> str | None:
+        """What powerbench takes another package's word for, in this pass: `reference and ledger of mine 1.0`.
+
+        None: the kernel is powerbench's own, or it names powerbench's reference and ledger.
+        """
+        if self.provider is None:
+            return None
+        decoding = self.decoding if pass_ == "decode" else None
+        ledger = (decoding.launches, decoding.sequence_bytes) if decoding else (self.launches,)
+        theirs = [] if _is_ours(self.reference) else ["reference"]
+        theirs += [] if all(map(_is_ours, ledger)) else ["ledger"]
+        return f"{' and '.join(theirs)} of {self.provider}" if theirs else None
 
     @property
     def passes(self) -> tuple[str, ...]:
         """What it can do; `fwd` and `bwd` make `fwd+bwd`."""
         return self.support.passes + (("decode",) if self.decoding else ())
+
+
+def _params_flaw(params: object, wanted: Params) -> str | None:
+    if not isinstance(params, Params):
+        return f"resolve answers with a {type(params).__name__}, not with Params"
+    for name in ("p", "d_tile", "chunk_size", "window"):
+        value = getattr(params, name)
+        if value is not None and (type(value) is not int or not 1 <= value <= LARGEST_PARAMETER):
+            return f"resolve answers {name} = {str(value)[:40]}; allowed are 1 to {LARGEST_PARAMETER}"
+    if wanted.p is not None and params.p != wanted.p:
+        return f"resolve answers p = {params.p} where p = {wanted.p} was asked for"
+    if wanted.p is None and params.degree > LARGEST_CHOSEN_DEGREE:
+        return f"resolve chooses p = {params.p}; a kernel may choose up to {LARGEST_CHOSEN_DEGREE}"
+    return None
+
+
+def _is_ours(function: object) -> bool:
+    """Whether this is a function of powerbench, found where it says that it is."""
+    module = getattr(function, "__module__", None)
+    if not isinstance(module, str) or not module.startswith("powerbench."):
+        return False
+    return getattr(sys.modules.get(module), getattr(function, "__name__", ""), None) is function

@@ -1,6 +1,7 @@
 """KERNELS: every contestant, one row each. To add one, write its adapter and put its record here.
 
-Other packages add theirs through the entry-point group `powerbench.kernels`: each entry point is a `Kernel`.
+Other packages add theirs through the entry-point group `powerbench.kernels`: each entry point is a `Kernel`
+(`powerbench.kernels.entries`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 
 from powerbench.errors import UserError
+from powerbench.kernels import entries
 from powerbench.kernels.compiled import COMPILED_KERNELS
 from powerbench.kernels.fla import FLA_KERNELS
 from powerbench.kernels.flex import FLEX_KERNELS
@@ -24,25 +26,18 @@ KERNELS: tuple[Kernel, ...] = (
     *COMPILED_KERNELS, *RETENTION_KERNELS,
 )  # fmt: skip
 
-ENTRY_POINT_GROUP = "powerbench.kernels"
-
 
 def available() -> Mapping[str, Kernel]:
     """All contestants by name: the table's, then those of installed packages.
 
-    Raises UserError when an entry point does not load, is no Kernel, or takes a name that is taken.
+    An entry point that does not load, is no Kernel, or takes a name that is taken is a row that refuses every case.
     """
     table = {kernel.name: kernel for kernel in KERNELS}
-    for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
-        try:
-            kernel = entry.load()
-        except (ImportError, AttributeError) as error:  # no such module, or nothing of that name in it
-            raise UserError(f"entry point {entry.value} of group {ENTRY_POINT_GROUP} does not load: {error}") from error
-        if not isinstance(kernel, Kernel):
-            raise UserError(f"entry point {entry.value} of group {ENTRY_POINT_GROUP} is no powerbench Kernel")
-        if kernel.name in table:
-            raise UserError(f"entry point {entry.value} adds a kernel {kernel.name!r}, but that name is taken")
+    taken = set(table) | {kernel.family for kernel in KERNELS}
+    for entry in sorted(entry_points(group=entries.GROUP), key=lambda entry: (entry.name, entry.value)):
+        kernel = entries.load(entry, taken)
         table[kernel.name] = kernel
+        taken.add(kernel.name)
     return table
 
 

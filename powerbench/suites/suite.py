@@ -153,7 +153,8 @@ class Suite(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
                     tile if "d_tile" in kernel.takes else None,
                     chunk if "chunk_size" in kernel.takes else None,
                 )
-                yield Case(problem, kernel.name, kernel.resolve(problem, wanted, pass_, device_type), pass_)  # type: ignore[arg-type]
+                params, _ = kernel.settle(problem, wanted, pass_, device_type)  # type: ignore[arg-type]
+                yield Case(problem, kernel.name, params, pass_)  # type: ignore[arg-type]
 
 
 def _union(values: Iterable[tuple[str, ...] | None]) -> tuple[str, ...] | None:

@@ -1,0 +1,5 @@
+"""A module that ends the interpreter."""
+
+import sys
+
+sys.exit(3)

@@ -1,0 +1,11 @@
+"""A module that raises what cannot be printed."""
+
+
+class UnreadableError(Exception):
+    """Its message raises."""
+
+    def __str__(self):
+        raise RuntimeError
+
+
+raise UnreadableError
