@@ -7,10 +7,12 @@ The decisions (what next, when to stop) are `powerbench.runner`'s, which asks fr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import fmean
+from statistics import fmean, median
 
 import msgspec
 import torch
@@ -18,17 +20,17 @@ import torch
 from powerbench import gate, timing
 from powerbench.device import Device
 from powerbench.errors import first_line, in_words
-from powerbench.kernels.kernel import TORCH_DTYPES, Forward, Inputs, Kernel, Reference
+from powerbench.inputs import Guard, Variation, digest, make_inputs
+from powerbench.kernels.kernel import Decoder, Forward, Inputs, Kernel, Reference
 from powerbench.problem import Case, Params, Problem
-from powerbench.protocol import Closed, Fault, Opened, Reply, Sampled, Verb
+from powerbench.protocol import Closed, Fault, Opened, Reply, Sampled, Spoilt, Verb
 from powerbench.results.model import Phase
 from powerbench.telemetry import UNAVAILABLE, Gauge, Reading, over
 from powerbench.timing import Method, Policy, Timer, time_call
 
 # Phases explain a time and are not ranked by theirs: half the samples, so that they cost less than the case itself.
 PHASE_POLICY = Policy(min_seconds=0.2, max_samples=50)
-DRAWN_ELEMENTS = 2**30  # of an operand at once, in float32, unless one sequence has more
-SLOW_GATES = 6.9  # log_g = logsigmoid(randn + 6.9): half-life about 700 tokens, so that a wrong state is seen
+LEFT_MS, LEFT_SHARE = 0.1, 0.1  # of a sample: what other streams may go on for after it
 NANOSECOND_DIGITS = 6  # of ms: what clocks resolve, so that files hold no digits without meaning
 
 
@@ -41,8 +43,17 @@ class _Trial:
 
     gated: gate.Gated
     make: Callable[[], Callable[[], object]]
-    recheck: Callable[[Callable[[], object]], float]
+    decoder: Decoder | None = None
     cycle: int = 1
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What the last timed call returned, by what it differs from the gated results, and its bits at that time."""
+
+    results: tuple[torch.Tensor, ...]
+    factors: tuple[torch.Tensor, ...]
+    digests: tuple[tuple[torch.Tensor, ...], ...]
 
 
 @dataclass
@@ -51,6 +62,7 @@ class _Live:
 
     trial: _Trial
     timer: Timer
+    held: _Held | None = None
 
 
 @dataclass
@@ -66,6 +78,8 @@ class Bench:
     _made_for: tuple[Problem, bool] | None = None  # whether for decoding
     _live: dict[str, _Live] = field(default_factory=dict)
     _prepared: dict[str, Forward] = field(default_factory=dict)  # so that what compiled or tuned in one visit is kept
+    _guard: Guard | None = None
+    _suspects: set[str] = field(default_factory=set)  # who has run since the inputs were last looked at as a whole
     _references: dict[tuple[Reference, Params], torch.Tensor] = field(default_factory=dict)  # of these inputs' decoding
 
     def answer(self, verb: Verb, case: Case, argument: int | bool, seed: int = 0) -> Reply:
@@ -73,28 +87,61 @@ class Bench:
 
         By `seed` is drawn what is checked; the parent draws it when it asks (`powerbench.protocol.Question`).
         """
-        verbs = {"open": self._open, "sample": self._sample, "close": self._close}
-        try:
-            reply = verbs[verb](case, argument)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            reply = Fault("oom", first_line(error))
-        except Exception as error:  # a contestant is other people's code and may raise anything; its row says what
-            out_of_memory = "can't allocate memory" in str(error)  # how torch's CPU allocator says it: a RuntimeError
-            reply = Fault("oom" if out_of_memory else "failed", in_words(error))
+        self._suspects.add(case.case_id)
+        reply = self._attempt(verb, case, argument, seed)
+        reply = self._blamed(verb, case) or reply
         if not isinstance(reply, Fault):
             return reply
         self._live.pop(case.case_id, None)
         self._prepared.pop(case.case_id, None)
-        lost = self.device.type == "cuda" and _is_lost()
+        lost = reply.lost or (self.device.type == "cuda" and _is_lost())
         return Fault(reply.status, reply.message, reply.error, reply.tolerance, lost)
 
-    def _open(self, case: Case, timed: bool) -> Reply:
+    def _attempt(self, verb: Verb, case: Case, argument: int | bool, seed: int) -> Reply:
+        verbs = {"open": self._open, "sample": self._sample, "close": self._close}
+        try:
+            return verbs[verb](case, argument, seed)
+        except gate.RefusedError as error:
+            return Fault("wrong", str(error))
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            return Fault("oom", first_line(error))
+        except Exception as error:  # a contestant is other people's code and may raise anything; its row says what
+            message = in_words(error)
+            out_of_memory = "can't allocate memory" in message  # how torch's CPU allocator says it: a RuntimeError
+            return Fault("oom", first_line(error)) if out_of_memory else Fault("failed", message)
+
+    def _blamed(self, verb: Verb, case: Case) -> Reply | None:
+        """The answer in the place of its own, where the inputs of all were written to; None: they were not.
+
+        This process then ends, for samples of others may have been taken on what was written: all begin again.
+        """
+        if self._guard is None:
+            return None
+        try:
+            written = self._guard.quick()
+            sure = bool(written) or self._suspects == {case.case_id}
+            if not written and verb != "sample":
+                written = self._guard.thorough()
+                self._suspects.clear()
+        except Exception:  # the device is gone, or what was a tensor is none: the answer says what it can
+            return None
+        if not written:
+            return None
+        self._inputs = self._guard = None
+        names = ", ".join(written)
+        if sure:
+            return Fault("wrong", f"it changed the inputs of all contestants in place: {names}", lost=True)
+        return Spoilt(names)
+
+    def _open(self, case: Case, timed: bool, seed: int) -> Reply:
         wanted = (case.problem, case.pass_ == "decode")
         if self._made_for != wanted or self._inputs is None:
             self._live.clear()
             self._references.clear()
-            self._inputs = None  # freed before the next ones are made
+            self._inputs = self._guard = None  # freed before the next ones are made
             self._inputs = make_inputs(case.problem, self.device.torch, self.seed, decoding=wanted[1])
+            self._guard = Guard(self._inputs)
+            self._suspects = {case.case_id}
             self._made_for = wanted
         kernel, inputs, device = self.kernels[case.kernel], self._inputs, self.device.torch
         held = _allocated_bytes(device) - _size(inputs)  # by the other contestants, whose memory is not this one's
@@ -105,7 +152,8 @@ class Bench:
             return Fault("wrong", message, error, allowed)
         config = {} if kernel.gated or not case.problem.gated else {"gates": "none: this kernel has no gates"}
         if not timed:
-            return Opened(error, allowed, config)
+            fault = self._recheck(case, trial, trial.make(), seed, None)
+            return fault or Opened(error, allowed, config)
         call = trial.make()
         peak = self.device.peak_memory_bytes(call)  # also the warm-up: what compiles or tunes does it here or above
         wall = self.device.type == "cuda" and self.method.mode != "wall"
@@ -122,11 +170,7 @@ class Bench:
         forward = self._prepared.get(case.case_id) or kernel.prepare(case)
         self._prepared[case.case_id] = forward
         gated = gate.check(kernel, case, inputs, forward, self.seed)
-        return _Trial(
-            gated,
-            partial(timed_call, kernel, case, inputs, forward),
-            lambda run: gate.recheck(case, inputs, run, gated),
-        )
+        return _Trial(gated, partial(timed_call, kernel, case, inputs, forward))
 
     def _decoding(self, case: Case, inputs: Inputs) -> _Trial:
         """One step. All sequences are checked, so that there is nothing to draw."""
@@ -136,11 +180,7 @@ class Bench:
             decoder = kernel.decoding.prepare(case, inputs)
             gated = gate.check_decoding(inputs, decoder, self._decoding_reference(case, inputs))
 
-        def recheck(run: Callable[[], object]) -> float:
-            with torch.no_grad():
-                return gate.recheck_decoding(inputs, decoder, run, gated)
-
-        return _Trial(gated, lambda: torch.no_grad()(decoder.step), recheck, decoder.cycle)
+        return _Trial(gated, lambda: torch.no_grad()(decoder.step), decoder, decoder.cycle)
 
     def _decoding_reference(self, case: Case, inputs: Inputs) -> torch.Tensor:
         """Made once for all contestants of the same function: it reads all of the context in float64."""
@@ -151,15 +191,35 @@ class Bench:
             self._references[function] = gate.decoding_reference(kernel, case, inputs)
         return self._references[function]
 
-    def _sample(self, case: Case, number: int) -> Reply:
+    def _sample(self, case: Case, number: int, seed: int) -> Reply:
         live, readings = self._live[case.case_id], []
         timer, cycle = live.timer, live.trial.cycle
+        live.held = None  # its memory is for the calls that follow
+        assert self._inputs
+        assert self._guard
         if number > 1:
             timer.run()  # caches as this contestant leaves them; a call so long that it is sampled singly fills its own
             readings.append(self._read())  # a GPU is still at work on that call
-        ms = _rounded(fmean(timer.sample() for _ in range(cycle)) for _ in range(number))
-        readings.append(self._read())  # at once: its clock outlasts the load by little
-        return Sampled(ms, over(readings))
+        ms, after = [], []
+        with Variation(case, self._inputs, self._guard, seed) as variation:
+            for _ in range(number):
+                taken, cycle_ms = None, []
+                for _ in range(cycle):
+                    taken = None  # what a call returned is freed before the next one, outside the clock
+                    if live.trial.decoder is None:  # whose cache or state holds v as it was
+                        variation.once()
+                    taken = timer.sample()
+                    cycle_ms.append(taken.ms)
+                    after.append(taken.after_ms)
+                ms.append(fmean(cycle_ms))
+            readings.append(self._read())  # at once: its clock outlasts the load by little
+            if live.trial.decoder is None and taken:
+                results = gate.plain_results(taken.result, case, self._inputs)
+                live.held = _Held(results, variation.factors(), tuple(map(digest, results)))
+        if median(after) > LEFT_MS + LEFT_SHARE * median(ms):
+            message = f"the device worked on for {median(after):.3g} ms after a timed call of {median(ms):.3g} ms"
+            return Fault("wrong", f"{message}: on another stream, so that not all of it was timed")
+        return Sampled(_rounded(ms), over(readings), cycle)
 
     def _read(self) -> Reading:
         """Outside every clock."""
@@ -168,43 +228,60 @@ class Bench:
         except Exception:  # whatever a driver makes of it: a reading is not worth a case
             return UNAVAILABLE
 
-    def _close(self, case: Case, phases: bool) -> Reply:
+    def _close(self, case: Case, phases: bool, seed: int) -> Reply:
         live = self._live.pop(case.case_id)
         assert self._inputs
-        error, allowed = live.trial.recheck(live.timer.run), gate.tolerance(case)
-        if not error <= allowed:
-            message = (
-                f"after timing, on changed inputs, off by {error:.2g} from the gated results, {allowed:.2g} allowed"
-            )
-            return Fault("wrong", f"{message}: stale, not repeatable, or not all of it was timed", error, allowed)
+        fault = self._recheck(case, live.trial, live.timer.run, seed, live.held)
+        if fault:
+            return fault
         del live  # and with it the graph of a backward pass, before the phases make buffers of their own
         timed = _time_phases(self.kernels[case.kernel], case, self._inputs, self) if phases else ()
         failed = any(phase.message for phase in timed)
         return Closed(timed, failed and self.device.type == "cuda" and _is_lost())
 
+    def _recheck(
+        self, case: Case, trial: _Trial, run: Callable[[], object], seed: int, held: _Held | None
+    ) -> Fault | None:
+        """What a timed call returned (`held`), and what a call on changed inputs returns, at rows drawn by `seed`."""
+        assert self._inputs
+        assert self._guard
+        inputs, allowed = self._inputs, gate.tolerance(case)
+        if held and not all(map(_is_same, map(digest, held.results), held.digests)):
+            return Fault("wrong", "what a timed call returned was written to later: not all of it was timed")
+        with Variation(case, inputs, self._guard, seed) as variation:
+            if trial.decoder:
+                error = self._run_decoder(inputs, trial, run, variation)
+            else:
+                rows = gate.drawn_rows(case.problem, seed).to(inputs.q.device)
+                wanted = gate.truth(self.kernels[case.kernel], case, inputs, rows)
+                errors = [gate.off(case, held.results, held.factors, trial.gated, rows, wanted)] if held else []
+                variation.everywhere()
+                factors = variation.factors()
+                masked = "bwd" in case.pass_
+                with variation.only(rows) if masked else nullcontext():
+                    gate.poison(inputs)
+                    results = gate.plain_results(run(), case, inputs)
+                errors.append(gate.off(case, results, factors, None if masked else trial.gated, rows, wanted))
+                error = max(errors, key=lambda error: (math.isnan(error), error))
+        if error <= allowed:
+            return None
+        message = f"after timing, on changed inputs, off by {error:.2g}, {allowed:.2g} allowed"
+        why = "stale, not repeatable, computed for some rows only, or not all of it was timed"
+        return Fault("wrong", f"{message}: {why}", error, allowed)
 
-def make_inputs(problem: Problem, device: torch.device, seed: int, *, decoding: bool = False) -> Inputs:
-    """Random tensors for a problem, the same for the same seed and device type. Never zeros: they time too well."""
-    generator = torch.Generator(device).manual_seed(seed)
-    B, T, H, Hk = problem.batch, problem.seqlen, problem.heads, problem.kv_heads
+    def _run_decoder(self, inputs: Inputs, trial: _Trial, run: Callable[[], object], variation: Variation) -> float:
+        """With v changed in cache or state and in the new token, made ready once more, y has to follow."""
+        assert trial.decoder
+        variation.everywhere()
+        with torch.no_grad():
+            trial.decoder.reset()
+            gate.poison(gate.token(inputs))
+            y = gate.plain(run(), tuple(inputs.dy.shape), inputs.q.device)
+        return gate.decoding_off(y, variation.factors()[0], trial.gated)
 
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, device=device, generator=generator)
 
-    def operand(tokens: int, heads: int, width: int) -> torch.Tensor:
-        whole = torch.empty(B, tokens, heads, width, dtype=TORCH_DTYPES[problem.dtype], device=device)
-        for part in whole.split(max(1, DRAWN_ELEMENTS // whole[0].numel())):
-            part.copy_(normal(*part.shape))
-        return whole
-
-    queries = 1 if decoding else T
-    return Inputs(
-        q=operand(queries, H, problem.head_dim),
-        k=operand(T, Hk, problem.head_dim),
-        v=operand(T, Hk, problem.value_dim),
-        log_g=torch.nn.functional.logsigmoid(normal(B, T, Hk) + SLOW_GATES) if problem.gated else None,
-        dy=operand(queries, H, problem.value_dim),
-    )
+def _is_same(now: tuple[torch.Tensor, ...], was: tuple[torch.Tensor, ...]) -> bool:
+    return all(map(torch.equal, now, was))
 
 
 def _time_phases(kernel: Kernel, case: Case, inputs: Inputs, bench: Bench) -> tuple[Phase, ...]:

@@ -12,9 +12,10 @@ and value dimension, so that one wrong row cannot hide among many right ones); f
 because single rows may be exactly zero (the first query of normalised attention sees one key: its dq is).
 
 Before the gated calls the memory that results are likely to get is filled with NaN (`poison`), so that a kernel that
-writes nothing cannot pass with what another left there. After timing, what was timed runs once more on changed inputs
-(`recheck`): attention is odd in v and its gradients are linear in dy, so that without another reference it is known
-what the gated results have to become. A result that was cached, or that a CUDA graph did not capture, shows.
+writes nothing cannot pass with what another left there. After timing, what a timed call returned, and what comes out
+when it runs once more on changed inputs, is compared (`off`) with what the gated results have to become, and with the
+reference at rows that nobody knew before (`drawn_rows`). A result that was cached, that a CUDA graph did not capture,
+or that is computed only where the gate looks, shows.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4, "fp16": 1e-2, "bf16": 3e-2}
 REFERENCE_ELEMENTS = 2**24  # B * H * R * T of one float64 intermediate: 128 MiB
 DECODING_BYTES = 2**32  # of the reference of a decoding step, whose sequences and heads are taken some at a time
 MIN_ROWS = 8
+DRAWN_SHARE = 8  # of the rows that the gate looks at one in so many is drawn anew after timing
+WIDEST = 0.1  # a wrong mask shows that much, whatever the degree
 POISON_COPIES, POISON_BYTES = 16, 2**26  # of each tensor at most, and together
 POISON_PIECES = (2, 4, 8, 16, 32)  # fractions of a tensor
 
@@ -45,7 +48,7 @@ Gradients = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 def tolerance(case: Case) -> float:
     """The largest relative error with which the case passes."""
-    return TOLERANCE[case.problem.dtype] * max(1.0, case.params.degree / 2)
+    return min(WIDEST, TOLERANCE[case.problem.dtype] * max(1.0, case.params.degree / 2))
 
 
 def memory_bytes(case: Case) -> int:
@@ -71,6 +74,39 @@ def sample_rows(problem: Problem, seed: int) -> torch.Tensor:
     return torch.tensor(sorted(dict.fromkeys(fixed + drawn))[:T])
 
 
+def drawn_rows(problem: Problem, seed: int) -> torch.Tensor:
+    """Query positions [R], ascending, all drawn at random; all when T is short."""
+    T = problem.seqlen
+    number = min(T, max(MIN_ROWS, REFERENCE_ELEMENTS // DRAWN_SHARE // (problem.batch * problem.heads * T)))
+    return torch.randperm(T, generator=torch.Generator().manual_seed(seed))[:number].sort().values
+
+
+class RefusedError(Exception):
+    """What a contestant returned is no result that can be checked; the message says why."""
+
+
+def plain(x: object, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """x, a plain dense tensor in memory: nothing that is computed when it is looked at. Raises RefusedError."""
+    if type(x) is not torch.Tensor:
+        raise RefusedError(f"it returned a {type(x).__name__[:100]}, not a plain torch.Tensor")
+    if x.layout is not torch.strided or x.is_neg() or not x.is_floating_point():
+        raise RefusedError(f"it returned a tensor of layout {x.layout} and dtype {x.dtype}, not dense floating point")
+    if x.device.type != device.type or tuple(x.shape) != shape:
+        raise RefusedError(f"it returned {list(x.shape)} on {x.device}, not {list(shape)} on {device}")
+    return x
+
+
+def plain_results(returned: object, case: Case, inputs: Inputs) -> tuple[torch.Tensor, ...]:
+    """What a timed call returned: y, or dq, dk, dv[, dlog_g]. Raises RefusedError."""
+    if "bwd" not in case.pass_:
+        return (plain(returned, tuple(inputs.dy.shape), inputs.q.device),)
+    assert isinstance(returned, tuple)
+    likes = (inputs.q, inputs.k, inputs.v, inputs.log_g)
+    return tuple(
+        plain(x, tuple(like.shape), like.device) for x, like in zip(returned, likes, strict=False) if like is not None
+    )
+
+
 @dataclass(frozen=True)
 class Gated:
     """A gated case: its largest relative error (nan or inf where a result is not finite), and what it returned.
@@ -90,7 +126,8 @@ def check(kernel: Kernel, case: Case, inputs: Inputs, forward: Forward, seed: in
     poison(inputs)
     if case.pass_ == "fwd":
         with torch.no_grad():
-            y = forward(inputs.q, inputs.k, inputs.v, inputs.log_g)[:, rows]
+            (y,) = plain_results(forward(inputs.q, inputs.k, inputs.v, inputs.log_g), case, inputs)
+            y = y[:, rows]
             return Gated(_row_error(y, kernel.reference(case, exact, rows)), rows, (y,))
     y, gradients = differentiable(kernel, inputs, forward)
     want_y, want_gradients = differentiable(
@@ -100,7 +137,7 @@ def check(kernel: Kernel, case: Case, inputs: Inputs, forward: Forward, seed: in
     want_q, *want_rest = want_gradients(exact.dy[:, rows])
     masked = torch.zeros_like(inputs.dy).index_copy_(1, rows, inputs.dy[:, rows])
     poison(inputs)
-    results = tuple(gradient[:, rows] for gradient in gradients(inputs.dy))
+    results = tuple(gradient[:, rows] for gradient in plain_results(gradients(inputs.dy), case, inputs))
     errors.append(_error(results[0], want_q[:, rows]))
     errors += [_error(got, want) for got, want in zip(gradients(masked)[1:], want_rest, strict=True)]
     return Gated(max(errors, key=lambda error: (math.isnan(error), error)), rows, results)  # a nan is the worst of all
@@ -123,8 +160,8 @@ def decoding_reference(kernel: Kernel, case: Case, inputs: Inputs) -> torch.Tens
 
 def check_decoding(inputs: Inputs, decoder: Decoder, wanted: torch.Tensor) -> Gated:
     """Take the step for the context's last token and compare it with `decoding_reference`, all sequences."""
-    poison(_token(inputs))
-    y = decoder.step().clone()
+    poison(token(inputs))
+    y = plain(decoder.step(), tuple(inputs.dy.shape), inputs.q.device).clone()
     return Gated(_row_error(y, wanted), torch.zeros(1, dtype=torch.int64, device=y.device), (y,))
 
 
@@ -147,48 +184,58 @@ def _decoding_pieces(problem: Problem) -> tuple[int, int]:
     return min(problem.batch, max(1, fit // problem.kv_heads)), heads
 
 
-def recheck_decoding(inputs: Inputs, decoder: Decoder, run: Callable[[], object], gated: Gated) -> float:
-    """As `recheck`: with -v in cache or state and in the new token, made ready once more, y has to become -y."""
-    inputs.v.mul_(-1)
-    try:
-        decoder.reset()
-        poison(_token(inputs))
-        y = run()
-        assert isinstance(y, torch.Tensor)
-        return _error(y, -gated.results[0].double())
-    finally:
-        inputs.v.mul_(-1)
-
-
-def _token(inputs: Inputs) -> Inputs:
+def token(inputs: Inputs) -> Inputs:
     """What is as large as a step's results, for `poison`: a context's copies would not fit."""
     return Inputs(inputs.q, inputs.q, inputs.dy, None, inputs.dy)
 
 
-def recheck(case: Case, inputs: Inputs, run: Callable[[], object], gated: Gated) -> float:
-    """Run what was timed on changed inputs; how far its results are from what the gated ones become, relatively.
+def truth(kernel: Kernel, case: Case, inputs: Inputs, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """In float64, y at `rows`; for backward passes dq, dk, dv[, dlog_g] of a dy that is zero elsewhere."""
+    exact = Inputs(**{k: t if t is None else t.detach().double() for k, t in vars(inputs).items()})
+    if case.pass_ == "fwd":
+        with torch.no_grad():
+            return (kernel.reference(case, exact, rows),)
+    _, gradients = differentiable(
+        kernel, exact, lambda q, k, v, g: kernel.reference(case, Inputs(q, k, v, g, exact.dy), rows)
+    )
+    return gradients(exact.dy[:, rows])
 
-    A forward pass sees -v, a backward pass 2 dy: exact in every dtype, and put back exactly. A backward pass alone does
-    not see -v: its forward has been, and autograd refuses what has changed since.
+
+def off(
+    case: Case,
+    results: tuple[torch.Tensor, ...],
+    factors: tuple[torch.Tensor, ...],
+    gated: Gated | None = None,
+    rows: torch.Tensor | None = None,
+    wanted: tuple[torch.Tensor, ...] = (),
+) -> float:
+    """The largest relative error of results on changed inputs: each has to be its factor times what it was.
+
+    That is what the gate has seen (`gated`), and `wanted`, the `truth` at `rows`. Without `gated` the results of a
+    backward pass are those of a dy that is zero but in these rows.
     """
-    odd, linear = (-1 if "fwd" in case.pass_ else 1), (2 if "bwd" in case.pass_ else 1)
-    both = odd * linear
-    factors = (both, both, linear, both) if "bwd" in case.pass_ else (odd,)  # of dq, dk, dv, dlog_g; or of y
-    changes = [(tensor, factor) for tensor, factor in ((inputs.v, odd), (inputs.dy, linear)) if factor != 1]
-    for tensor, factor in changes:
-        tensor.mul_(factor)
-    try:
-        poison(inputs)
-        returned = run()
-        results = (returned,) if isinstance(returned, torch.Tensor) else returned
-        errors = [
-            _error(got[:, gated.rows], factor * before.double())
-            for got, before, factor in zip(results, gated.results, factors, strict=False)  # type: ignore[call-overload]
-        ]
-    finally:
-        for tensor, factor in changes:
-            tensor.div_(factor)
+    errors = []
+    if wanted and "bwd" not in case.pass_:
+        errors.append(_row_error(results[0][:, rows], factors[0] * wanted[0]))
+    elif wanted and gated:
+        errors.append(_error(results[0][:, rows], factors[0] * wanted[0][:, rows]))
+    elif wanted:
+        errors += [_error(*of) for of in _pairs(results, factors, wanted)]
+    if gated:
+        seen = tuple(result[:, gated.rows] for result in results)
+        errors += [_error(*of) for of in _pairs(seen, factors, gated.results)]
     return max(errors, key=lambda error: (math.isnan(error), error))
+
+
+def decoding_off(y: torch.Tensor, factor: torch.Tensor, gated: Gated) -> float:
+    """As `off`, of a decoding step: all sequences."""
+    return _error(y, factor * gated.results[0].double())
+
+
+def _pairs(
+    got: tuple[torch.Tensor, ...], factors: tuple[torch.Tensor, ...], was: tuple[torch.Tensor, ...]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(x, factor * y.double()) for x, factor, y in zip(got, factors, was, strict=False)]
 
 
 def poison(inputs: Inputs) -> None:
@@ -197,7 +244,7 @@ def poison(inputs: Inputs) -> None:
     Of small tensors as many as it takes to fill the holes of their size, and smaller pieces for the holes between them,
     which would join with their neighbours once those are free; large ones get fresh memory from the system, or on a
     GPU, where what torch keeps is given back first, what was freed last. No allocator promises this; what slips
-    through is stale, and `recheck` sees it.
+    through is stale, and is seen after timing.
     """
     if inputs.q.is_cuda:
         torch.cuda.empty_cache()
@@ -219,6 +266,8 @@ def differentiable(kernel: Kernel, inputs: Inputs, forward: Forward) -> tuple[to
         if tensor is not None
     }
     y = forward(leaves["q"], leaves["k"], leaves["v"], leaves.get("log_g"))
+    if type(y) is not torch.Tensor:
+        raise RefusedError(f"it returned a {type(y).__name__[:100]}, not a plain torch.Tensor")
     wanted = [leaf for leaf in leaves.values() if leaf.requires_grad]
     return y, lambda dy: torch.autograd.grad(y, wanted, dy, retain_graph=True)
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from powerbench import gate
-from powerbench.bench import DRAWN_ELEMENTS, PHASE_POLICY
+from powerbench.bench import PHASE_POLICY
 from powerbench.cost import Cost, Launch
 from powerbench.device import Device
+from powerbench.inputs import DRAWN_ELEMENTS
 from powerbench.kernels.kernel import Kernel, RecordError
 from powerbench.problem import Case
 from powerbench.roofline import Ceilings, roof_seconds

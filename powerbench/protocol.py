@@ -68,11 +68,17 @@ class Fault(msgspec.Struct, frozen=True, tag="fault"):
     lost: bool = False
 
 
+class Spoilt(msgspec.Struct, frozen=True, tag="spoilt"):
+    """The inputs of all contestants (`names`) were written to, by which of several is not known."""
+
+    names: str
+
+
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The process has its kernels and its device, and may be asked."""
 
 
-Reply = Opened | Sampled | Closed | Fault
+Reply = Opened | Sampled | Closed | Fault | Spoilt
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -92,12 +98,13 @@ class Answer(msgspec.Struct, frozen=True):
     """The reply to the question of that number."""
 
     number: int
-    reply: Opened | Sampled | Closed | Fault | Ready
+    reply: Opened | Sampled | Closed | Fault | Spoilt | Ready
 
 
 _ANSWERS = msgspec.msgpack.Decoder(Answer)
 _KINDS: dict[str, tuple[type, ...]] = {
-    "open": (Opened, Fault), "sample": (Sampled, Fault), "close": (Closed, Fault), "start": (Ready,),
+    "open": (Opened, Fault, Spoilt), "sample": (Sampled, Fault, Spoilt), "close": (Closed, Fault, Spoilt),
+    "start": (Ready,),
 }  # fmt: skip
 
 

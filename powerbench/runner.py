@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from powerbench.device import Device
 from powerbench.plan import PlannedCase
 from powerbench.problem import Case
-from powerbench.protocol import Closed, Fault, Opened, Reply, Sampled, Verb
+from powerbench.protocol import Closed, Fault, Opened, Reply, Sampled, Spoilt, Verb
 from powerbench.results.model import INTERLEAVED, Measurement, Round
 from powerbench.stopping import Stopping
 from powerbench.turns import Turns
@@ -28,7 +28,18 @@ from powerbench.worker import WorkerLost
 TIMEOUT_SECONDS = 300.0
 TIMEOUT_FACTOR = 10.0  # times the predicted duration, which assumes a share of the roof
 
+# What a round may take beside its samples, by the parent's clock, before they are doubted: machines may be busy.
+ROUND_SECONDS, CALL_SECONDS = 0.05, {"cpu": 0.001, "cuda": 0.05}  # on a GPU the rest before each call, and its launches
+BYTES_PER_SECOND = 1e9  # of inputs and results that are looked at and changed
+CALL_FACTOR = 3.0  # the call before the samples, and freed memory
+MAX_DOUBTS = 3
+ALONE = "in turn: one of the contestants changes the inputs of all"
+
 R = TypeVar("R", bound=Reply)
+
+
+class _SpoiltError(Exception):
+    """The inputs were changed by one of several contestants: each has to be measured alone."""
 
 
 class Observer(Protocol):
@@ -69,7 +80,7 @@ def run(
     taken with another sweep. Raises DeviceLostError when nothing more can be measured. Close the iterator
     (`contextlib.closing`): the measuring process ends with it.
     """
-    sweep = _Sweep(hire, observer, timed, timeout_s, stopping, turns)
+    sweep = _Sweep(hire, observer, timed, timeout_s, stopping, turns, device.type)
     left = _by_pass(planned)
     try:
         for visit in sorted({visit for item in planned for visit in item.visits}):
@@ -150,6 +161,8 @@ class _Entry:
     rounds: list[Round] = field(default_factory=list)
     retaken: list[Round] = field(default_factory=list)
     spent_s: float = 0.0
+    asked_s: float = 0.0  # how long the last question has taken
+    doubts: int = 0  # rounds whose samples were far from filling the time that they took
 
     def again(self) -> _Entry:
         """From the beginning: in a new process tuning may choose anew, and its samples are not to be mixed."""
@@ -158,7 +171,8 @@ class _Entry:
     def row(self, status: str, **values: Any) -> Measurement:
         item = self.item
         return Measurement(
-            case=item.case, status=status, launches=item.launches, sequence_bytes=item.sequence_bytes, **values,  # type: ignore[arg-type]
+            case=item.case, status=status, launches=item.launches, sequence_bytes=item.sequence_bytes,
+            third_party=item.kernel.claims(item.case.pass_), **values,  # type: ignore[arg-type]
         )  # fmt: skip
 
 
@@ -172,15 +186,18 @@ class _Sweep:
     timeout_s: float | None
     stopping: Stopping | None  # None: each case's own
     turns: Turns | None
+    device_type: str
     visit: int = 0
     host: Host | None = None
+    alone: bool = False  # the contestants of this problem, since one of them changes the inputs of all
 
     def rounds(self, items: Sequence[PlannedCase], order: str) -> Iterator[Finished]:
         """Open each, then take turns until all are complete. Those that lose their process to another begin again."""
         waiting = deque(_Entry(item, order) for item in items)
         live: list[_Entry] = []
+        self.alone = False
         while waiting or live:
-            for entry in [waiting.popleft()] if waiting else list(live):
+            for entry in [waiting.popleft()] if waiting and not (self.alone and live) else list(live):
                 if entry.opened is None:
                     self.observer.started(entry.item)
                     live.append(entry)
@@ -191,6 +208,9 @@ class _Sweep:
                 if self.host is None:
                     waiting.extend(other.again() for other in live)  # after those that were not tried yet
                     live.clear()
+                    if self.alone:
+                        for other in waiting:
+                            other.order = ALONE
                     break
 
     def dismiss(self) -> None:
@@ -203,6 +223,10 @@ class _Sweep:
         """The next thing for a case: gate it, or take a round of samples; its row when it is complete."""
         try:
             answer = self._advance(entry)
+        except _SpoiltError:
+            self.dismiss()
+            self.alone = True
+            return None
         except WorkerLost as lost:
             self.host = None
             return entry.row(lost.status, message=lost.message)
@@ -221,6 +245,12 @@ class _Sweep:
         sampled = self._ask(entry, "sample", stopping.next_round(entry.samples_ms), Sampled)
         if isinstance(sampled, Fault):
             return sampled
+        impossible, doubtful = implausible(sampled, entry.item.case, entry.asked_s, self.device_type)
+        entry.doubts += bool(doubtful)
+        if impossible or entry.doubts >= MAX_DOUBTS:
+            return Fault("failed", impossible or doubtful or "")
+        if doubtful:
+            return None  # the machine may have stood still: once more
         taken = Round(len(sampled.ms), *sampled.state, visit=self.visit)
         if stopping.retake(taken, entry.retaken):
             entry.retaken.append(taken)
@@ -246,13 +276,34 @@ class _Sweep:
         limit = self.timeout_s or TIMEOUT_SECONDS + tuning + TIMEOUT_FACTOR * predicted
         start = time.monotonic()
         reply = self.host.ask(verb, entry.item.case, argument, max(0.0, limit - entry.spent_s))
-        entry.spent_s += time.monotonic() - start
+        entry.asked_s = time.monotonic() - start
+        entry.spent_s += entry.asked_s
         if self.turns:
             self.turns.hand_on()
+        if isinstance(reply, Spoilt):
+            raise _SpoiltError
         if isinstance(reply, Fault | Closed) and reply.lost:
             self.dismiss()
         assert isinstance(reply, kind | Fault)
         return reply
+
+
+def implausible(sampled: Sampled, case: Case, elapsed_s: float, device_type: str) -> tuple[str | None, str | None]:
+    """Why samples cannot be, and why they are doubtful, by how long the parent has waited for them; None: they are not.
+
+    Their sum cannot exceed that; and where much else is not to be done, they have to fill it.
+    """
+    calls = len(sampled.ms) * sampled.calls
+    total_s = sum(sampled.ms) * sampled.calls / 1e3
+    text = f"its samples add up to {total_s * 1e3:.3g} ms, and were waited for for {elapsed_s * 1e3:.3g} ms"
+    if total_s > 1.05 * elapsed_s + 0.002:
+        return f"{text}: a clock runs fast", None
+    problem = case.problem
+    moved = 0 if case.pass_ == "decode" else 4 * (problem.q_bytes + problem.k_bytes + problem.v_bytes + problem.y_bytes)
+    other_s = ROUND_SECONDS + calls * CALL_SECONDS[device_type] + moved / BYTES_PER_SECOND
+    if elapsed_s > CALL_FACTOR * total_s * (calls + 1) / calls + other_s:
+        return None, f"{text}: a clock runs slow, or the call goes on after it has returned"
+    return None, None
 
 
 def _complete(entry: _Entry, opened: Opened, **times: Any) -> Measurement:

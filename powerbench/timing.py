@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -32,6 +32,11 @@ from powerbench.errors import UserError
 Mode = Literal["graph", "events", "wall"]
 L2 = Literal["cold", "hot"]
 Call = Callable[[], object]
+
+# The clocks, as they are before a contestant is imported that may put its own in their place.
+_now = time.perf_counter_ns
+_synchronize, _spin, _Event = torch.cuda.synchronize, torch.cuda._sleep, torch.cuda.Event  # `_sleep`: as below
+_record, _wait, _elapsed_ms = _Event.record, _Event.synchronize, _Event.elapsed_time
 
 SPIN_CYCLES_PER_MS = 2_000_000  # at about 2 GHz, as an H200's 1.98
 MIN_SPIN_MS, MAX_SPIN_MS = 1.0, 20.0
@@ -68,12 +73,20 @@ def method(device_type: str, mode: Mode | None, l2: L2 | None) -> Method:
     return Method("wall", "hot")
 
 
+class Taken(NamedTuple):
+    """One sample: its ms, what the call returned, and for how many ms other streams of the device then still worked."""
+
+    ms: float
+    result: object
+    after_ms: float = 0.0
+
+
 @dataclass(frozen=True)
 class Timer:
     """A call made ready for its samples. `name`: graph-cold, events-hot ...; on a CPU plainly wall."""
 
     name: str
-    sample: Callable[[], float]  # ms of one call
+    sample: Callable[[], Taken]  # of one call
     run: Call  # what `sample` times, without the clock; returns what the call returns
     reason: str | None = None  # why it is not timed by a graph, where that was tried
 
@@ -114,12 +127,12 @@ def spin_ms(enqueue_ms: float, whole_ms: float) -> float:
 
 def spin_cycles(call: Call, device: torch.device) -> int:
     """The same in cycles of `torch.cuda._sleep`, for a call that is timed once for it."""
-    torch.cuda.synchronize(device)
-    start = time.perf_counter_ns()
+    _synchronize(device)
+    start = _now()
     call()
-    enqueued = time.perf_counter_ns()
-    torch.cuda.synchronize(device)
-    return int(spin_ms((enqueued - start) / 1e6, (time.perf_counter_ns() - start) / 1e6) * SPIN_CYCLES_PER_MS)
+    enqueued = _now()
+    _synchronize(device)
+    return int(spin_ms((enqueued - start) / 1e6, (_now() - start) / 1e6) * SPIN_CYCLES_PER_MS)
 
 
 def _first_cause(error: BaseException) -> str:
@@ -138,8 +151,8 @@ def wall_beside(call: Call, device: torch.device, l2: L2) -> tuple[float, ...]:
 
     def sample() -> float:
         if cycles:
-            torch.cuda._sleep(cycles)
-        return _wall_ms(call, device, l2)
+            _spin(cycles)
+        return _wall_ms(call, device, l2).ms
 
     first = sample()
     return (first, *(sample() for _ in range(WALL_SAMPLES - 1 if first < SLOW_SECONDS * 1e3 else 0)))
@@ -182,30 +195,32 @@ def _end_failed_capture(stream: torch.cuda.Stream) -> None:
         x.neg_()
 
 
-def _wall_ms(call: Call, device: torch.device, l2: L2) -> float:
+def _wall_ms(call: Call, device: torch.device, l2: L2) -> Taken:
     if device.type != "cuda":
-        start = time.perf_counter_ns()
-        call()
-        return (time.perf_counter_ns() - start) / 1e6
+        start = _now()
+        result = call()
+        return Taken((_now() - start) / 1e6, result)
     if l2 == "cold":
         _flush_buffer(device).zero_()
-    torch.cuda.synchronize(device)
-    start = time.perf_counter_ns()
-    call()
-    torch.cuda.synchronize(device)
-    return (time.perf_counter_ns() - start) / 1e6
+    _synchronize(device)
+    start = _now()
+    result = call()
+    _synchronize(device)
+    return Taken((_now() - start) / 1e6, result)
 
 
-def _events_ms(call: Call, device: torch.device, l2: L2, spin_cycles: int) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda._sleep(spin_cycles)  # private, but torch's own tests and benchmarks have used it for years
+def _events_ms(call: Call, device: torch.device, l2: L2, spin_cycles: int) -> Taken:
+    start, end = _Event(enable_timing=True), _Event(enable_timing=True)
+    _spin(spin_cycles)  # private, but torch's own tests and benchmarks have used it for years
     if l2 == "cold":
         _flush_buffer(device).zero_()
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end))
+    _record(start)
+    result = call()
+    _record(end)
+    _wait(end)
+    done = _now()
+    _synchronize(device)  # all streams: one that the call left at work ends later
+    return Taken(float(_elapsed_ms(start, end)), result, (_now() - done) / 1e6)
 
 
 @lru_cache(maxsize=1)
@@ -241,7 +256,7 @@ def time_call(call: Call, device: torch.device, policy: Policy | None = None, l2
     clock = timer(lambda: call, device, Method("events", l2))
     ms: list[float] = []
     while len(ms) < policy.min_samples or (sum(ms) < policy.min_seconds * 1e3 and len(ms) < policy.max_samples):
-        ms.append(clock.sample())
+        ms.append(clock.sample().ms)
     return Samples(tuple(ms), clock.name)
 
 

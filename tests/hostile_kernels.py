@@ -226,12 +226,13 @@ def _patch_clocks(speed: float) -> None:
             setattr(timing, name, time.perf_counter_ns)
 
 
-def _zeros(q: torch.Tensor, *_: object) -> torch.Tensor:
-    return torch.zeros_like(q)
+def _copies(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_g: torch.Tensor | None) -> torch.Tensor:
+    """No attention: y is v."""
+    return v.repeat_interleave(q.shape[2] // v.shape[2], 2)
 
 
 OWN_WORD = fake(
-    "own-word", _zeros, reference=lambda case, inputs, rows: torch.zeros_like(inputs.q[:, rows]),
+    "own-word", _copies, reference=lambda case, inputs, rows: _copies(inputs.q, inputs.k, inputs.v, None)[:, rows],
     launches=lambda case: (Launch("nothing", Cost(1, 1, 1)),), summary="its own reference, and a tiny ledger",
 )  # fmt: skip
 WIDE = fake(

@@ -31,6 +31,7 @@ from powerbench.reports.rows import rows
 from powerbench.runner import run
 from powerbench.stopping import Stopping
 from powerbench.suites import Suite, load
+from powerbench.timing import Taken
 
 TABLE = {kernel.name: kernel for kernel in KERNELS}
 SUITE = Suite(ctx=(40,), heads=(4,), kv_heads=(2,), head_dim=(8,), batch=(3,), dtype=("fp32",), pass_=("decode",)).on(
@@ -133,7 +134,7 @@ def test_long_contexts_of_many_sequences_fit():
 
 def test_inputs_are_drawn_in_pieces(monkeypatch):
     problem = Problem(3, 40, 4, 2, 8, 8, "bf16", True)
-    monkeypatch.setattr("powerbench.bench.DRAWN_ELEMENTS", 2 * 40 * 2 * 8)  # of k two sequences, and then one
+    monkeypatch.setattr("powerbench.inputs.DRAWN_ELEMENTS", 2 * 40 * 2 * 8)  # of k two sequences, and then one
     one, same = (make_inputs(problem, torch.device("cpu"), 0, decoding=True) for _ in range(2))
     assert one.k.shape == (3, 40, 2, 8)
     assert one.k.dtype is torch.bfloat16
@@ -245,7 +246,8 @@ def test_a_cached_result_is_seen_after_timing():
 def test_a_sample_is_the_mean_over_a_cycle(monkeypatch):
     """Of a clock that counts 1, 2, 3 ... ms a call, samples over cycles of four differ by four."""
     ticks = count(1)
-    monkeypatch.setattr("powerbench.timing._wall_ms", lambda *_: float(next(ticks)))
+    monkeypatch.setattr("powerbench.timing._wall_ms", lambda call, *_: Taken(float(next(ticks)), call()))
+    monkeypatch.setattr("powerbench.runner.implausible", lambda *_: (None, None))  # that no such time has passed
     (row,) = measure(fake("cycling", decoding=decoding(lambda inputs: replace(right(inputs), cycle=4))))
     steps = {round(b - a, 6) for a, b in zip(row.samples_ms, row.samples_ms[1:], strict=False)}
     assert steps == {4.0}

@@ -79,6 +79,7 @@ class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     visits: int  # in how many visits, spread over the sweep, the samples were taken
     gb_per_s: float | None  # bytes of the ledger over the time, in 1e9 bytes
     sequence_bytes: int | None  # decoding: what is kept of one sequence, a cache or a state
+    third_party: str | None  # which of reference and ledger are another package's: `ledger of mine 1.0`
     measurement: Measurement  # what the row was made of: its samples and its ledger; not a column
 
     @property
@@ -205,6 +206,7 @@ def _row(measurement: Measurement, ceilings: Ceilings) -> Row:
         visits=len(visits),
         gb_per_s=cost.bytes / seconds / 1e9 if seconds and measurement.launches else None,
         sequence_bytes=measurement.sequence_bytes,
+        third_party=measurement.third_party,
         measurement=measurement,
     )
 
@@ -253,6 +255,8 @@ def _reason(measurement: Measurement, under: Roof | None, host_bound: bool) -> s
     if above_roof(under) or measurement.message:
         return above_roof(under) or measurement.message
     remarks = [*_throttling(measurement), *([HOST_BOUND_TEXT] if host_bound else [])]
+    if measurement.third_party:
+        remarks.append(f"{measurement.third_party}, not powerbench's: right and utilized by its own word")
     if measurement.timer_reason:
         remarks.append(f"timed by {measurement.timer}, not as a CUDA graph: {measurement.timer_reason}")
     if measurement.order not in (None, INTERLEAVED):

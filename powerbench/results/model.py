@@ -2,8 +2,8 @@
 
 Schema history
     1   first version; since then, of a measurement, `phases`, `timer_reason`, `stop`, `order`, `wall_ms`, `rounds`,
-        `retaken` and `sequence_bytes`, of the ceilings `measured`, of the environment `cuda`, `gpu` and `warnings`, of
-        the ceilings measured again `warnings`, and of a round `visit`: all optional, and ignored by earlier readers,
+        `retaken`, `sequence_bytes` and `third_party`, of the ceilings `measured`, of the environment `cuda`, `gpu` and
+        `warnings`, of the ceilings measured again `warnings`, and of a round `visit`: all optional, and ignored by earlier readers,
         who take the last visit of a case for its only one. Timers were `events-cold` and `perf_counter`, which is now
         `wall`. Earlier readers do not know the pass `decode`
 """
@@ -109,6 +109,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     `error` is the largest relative error against the float64 reference over the sampled rows,
     `tolerance` what was allowed.
     `sequence_bytes` is what a decoding contestant keeps of one sequence, by its ledger: a cache or a state.
+    `third_party`: what of reference and ledger is another package's and not powerbench's, and whose; None: nothing.
     `message` says why where the status is not ok. `phases`, where they were asked for and the kernel can be taken
     apart, are launches timed one by one after the whole call, in the order of `launches`.
     """
@@ -131,6 +132,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     rounds: tuple[Round, ...] = ()
     retaken: tuple[Round, ...] = ()
     sequence_bytes: int | None = None
+    third_party: str | None = None
 
     @property
     def throttled(self) -> tuple[str, ...]:
