@@ -140,7 +140,7 @@ class Bench:
             self._references.clear()
             self._inputs = self._guard = None  # freed before the next ones are made
             self._inputs = make_inputs(case.problem, self.device.torch, self.seed, decoding=wanted[1])
-            self._guard = Guard(self._inputs)
+            self._guard = Guard(self._inputs, decoding=wanted[1])
             self._suspects = {case.case_id}
             self._made_for = wanted
         kernel, inputs, device = self.kernels[case.kernel], self._inputs, self.device.torch

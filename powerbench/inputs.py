@@ -58,9 +58,14 @@ def digest(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 class Guard:
-    """Whether somebody else than powerbench has written to the inputs."""
+    """Whether somebody else than powerbench has written to the inputs.
 
-    def __init__(self, inputs: Inputs) -> None:
+    A decoding step may append its token to them, as to a cache, and then writes what stands there: `decoding` inputs
+    are judged by their content alone.
+    """
+
+    def __init__(self, inputs: Inputs, *, decoding: bool = False) -> None:
+        self._counts = not decoding
         self._tensors = {name: tensor for name, tensor in vars(inputs).items() if tensor is not None}
         self._digests = {name: digest(tensor) for name, tensor in self._tensors.items()}
         generator = torch.Generator().manual_seed(secrets.randbits(63))
@@ -96,6 +101,8 @@ class Guard:
         return tuple(name for name, was in self._digests.items() if not all(map(torch.equal, now[name], was)))
 
     def _note(self) -> None:
+        if not self._counts:
+            return
         now = self._versions_now()
         self._written |= {name: None for name, version in now.items() if version != self._versions[name]}
 

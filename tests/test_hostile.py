@@ -50,7 +50,7 @@ def test_who_changes_the_inputs_is_blamed_and_nobody_else(name, timed):
 
 
 def late(tensor, number):
-    """Right, but from a call of this number on it changes one element of an input; which one only a whole look finds."""
+    """Right, but from a call of this number on it changes one element of an input, where only a whole look finds it."""
     left = [number]
 
     def forward(q, k, v, log_g):
@@ -169,10 +169,10 @@ def vars_of(suite):
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        (lambda q: torch.nn.Parameter(q), "it returned a Parameter, not a plain torch.Tensor"),
+        (torch.nn.Parameter, "it returned a Parameter, not a plain torch.Tensor"),
         (lambda q: q.to_sparse(), "it returned a tensor of layout torch.sparse_coo"),
         (
-            lambda q: torch._neg_view(q),
+            torch._neg_view,
             "it returned a tensor of layout torch.strided and dtype torch.float32, not dense",
         ),
         (lambda q: q.long(), "it returned a tensor of layout torch.strided and dtype torch.int64, not dense"),

@@ -3,9 +3,9 @@
 Schema history
     1   first version; since then, of a measurement, `phases`, `timer_reason`, `stop`, `order`, `wall_ms`, `rounds`,
         `retaken`, `sequence_bytes` and `third_party`, of the ceilings `measured`, of the environment `cuda`, `gpu` and
-        `warnings`, of the ceilings measured again `warnings`, and of a round `visit`: all optional, and ignored by earlier readers,
-        who take the last visit of a case for its only one. Timers were `events-cold` and `perf_counter`, which is now
-        `wall`. Earlier readers do not know the pass `decode`
+        `warnings`, of the ceilings measured again `warnings`, and of a round `visit`: all optional, and ignored by
+        earlier readers, who take the last visit of a case for its only one. Timers were `events-cold` and
+        `perf_counter`, which is now `wall`. Earlier readers do not know the pass `decode`
 """
 
 from __future__ import annotations
