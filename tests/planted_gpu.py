@@ -44,6 +44,29 @@ def _looks(*tensors: torch.Tensor) -> torch.Tensor:
     return y
 
 
+def _elsewhere(q: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    """Leaves its work on a stream of its own."""
+    y = torch.empty_like(q)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20 * 10**6)  # about 10 ms
+        y.copy_(softmax(q, *rest))
+    return y
+
+
+def _patches_events(q: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    """An event that says that nothing takes time."""
+
+    class Event(torch.cuda.Event):
+        def elapsed_time(self, end: torch.cuda.Event) -> float:
+            return 1e-3
+
+    torch.cuda.Event = Event
+    torch.cuda._sleep(20 * 10**6)
+    return softmax(q, *rest)
+
+
 def kernels() -> Mapping[str, Kernel]:
     """All of them; two that are right at both ends."""
     table = [
@@ -54,6 +77,8 @@ def kernels() -> Mapping[str, Kernel]:
         fake("hangs", _hangs),
         fake("sleeps", sleeps),
         fake("looks", _looks),
+        fake("elsewhere", _elsewhere),
+        fake("patches-events", _patches_events),
         fake("caches", prepare=lambda case: Caching()),
         fake("last"),
     ]

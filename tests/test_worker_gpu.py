@@ -67,6 +67,18 @@ def test_the_right_ones_are_measured_all_the_same(swept, name):
     assert swept[name].peak_memory_bytes > 0
 
 
+def test_work_on_another_stream_is_not_left_out(swept):
+    row = swept["elsewhere"]
+    assert row.status == "wrong"
+    assert "on another stream" in row.message or "after timing" in row.message
+
+
+def test_a_patched_event_is_not_the_one_that_times(swept):
+    row = swept["patches-events"]
+    assert row.status == "ok"
+    assert min(row.samples_ms) > 1
+
+
 def test_what_can_be_captured_is(swept):
     assert (swept["first"].timer, swept["first"].timer_reason) == ("graph-cold", None)
 
