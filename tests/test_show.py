@@ -45,8 +45,9 @@ def test_csv_and_json_are_the_tidy_rows():
         assert (line["median_ms"] == "") == (record["median_ms"] is None)
         if record["median_ms"] is not None:
             assert float(line["median_ms"]) == record["median_ms"]
+    expected = tidy(run).astype({"third_party": float})  # empty here, so that csv cannot tell that it is text
     pd.testing.assert_frame_equal(
-        pd.read_csv(io.StringIO(render(run, "csv"))), tidy(run), check_dtype=False, check_column_type=False
+        pd.read_csv(io.StringIO(render(run, "csv"))), expected, check_dtype=False, check_column_type=False
     )
 
 
