@@ -182,6 +182,7 @@ def session(monkeypatch):
     monkeypatch.setattr("powerbench.session.measure_ceilings", lambda *_: CEILINGS)
     monkeypatch.setattr("powerbench.session.measure_all_ceilings", lambda *_: CEILINGS)
     monkeypatch.setattr("powerbench.session.Worker", lambda _: Clocked(kernels))
+    monkeypatch.setattr("powerbench.runner.implausible", lambda *_: (None, None))  # that no such time has passed
     suite = Suite(ctx=(32, 256), head_dim=(8,), kernels=("fake",), batch=(1,)).on("cpu")
     return Session(suite, kernels, CPU, 0, Console(file=io.StringIO(), width=200), refine=True)
 
