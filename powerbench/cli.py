@@ -13,11 +13,11 @@ import click
 from powerbench._version import __version__
 from powerbench.check.command import check
 from powerbench.errors import DeviceLostError, UserError
+from powerbench.printable import command_line, printable
 from powerbench.turns import Turns
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from powerbench.console import Console
     from powerbench.suites import Suite
     from powerbench.timing import L2, Mode
 
@@ -138,7 +138,7 @@ def sweep(
     from powerbench.reports.show import print_run  # noqa: PLC0415
 
     print_run(run, _console())
-    click.echo(f"\nreport: powerbench report {shlex.quote(run.path)}")
+    click.echo(f"\nreport: {command_line(['powerbench', 'report', run.path])}")
     statuses = {measurement.status for measurement in run.measurements}
     sys.exit(1 if "wrong" in statuses or "ok" not in statuses else 0)
 
@@ -212,7 +212,7 @@ def report(runs: tuple[str, ...], output: str | None, static: str | None) -> Non
             written += [f"figure: {path}" for path in write_static(loaded, Path(static))]
     except OSError as error:
         raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
-    click.echo("\n".join(written))
+    click.echo("\n".join(map(printable, written)))
 
 
 @cli.command()
@@ -229,7 +229,7 @@ def index(runs: tuple[str, ...], output: str) -> None:
         written = write_index(loaded, Path(output))
     except OSError as error:
         raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
-    click.echo("\n".join(f"page: {path}" for path in written))
+    click.echo("\n".join(printable(f"page: {path}") for path in written))
 
 
 cli.add_command(check)
@@ -317,17 +317,14 @@ def _suite(selected: dict[str, Any]) -> Suite:
 
 
 def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console  # noqa: PLC0415
+    from powerbench.console import console  # noqa: PLC0415
 
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal:
-        console.width = 120  # a pipe has no width; rich's guess of 80 would fold the tables
-    return console
+    return console(stderr=stderr)
 
 
 def _warn(warnings: Any) -> None:
     for warning in warnings:
-        click.echo(f"powerbench: warning: {warning}", err=True)
+        click.echo(f"powerbench: warning: {printable(str(warning))}", err=True)
 
 
 def main() -> None:
@@ -339,10 +336,10 @@ def main() -> None:
         sys.exit(2)
     except (click.ClickException, UserError) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        click.echo(f"powerbench: error: {' '.join(message.split())}", err=True)
+        click.echo(f"powerbench: error: {printable(' '.join(message.split()))}", err=True)
         sys.exit(2)
     except DeviceLostError as error:
-        click.echo(f"powerbench: error: {error}", err=True)
+        click.echo(f"powerbench: error: {printable(str(error))}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         click.echo("powerbench: interrupted", err=True)

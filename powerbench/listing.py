@@ -8,6 +8,7 @@ from rich.text import Text
 
 from powerbench.kernels.kernel import Kernel
 from powerbench.kernels.table import available
+from powerbench.printable import printable
 
 SWEEPS = ("p", "d_tile", "chunk_size")
 
@@ -51,5 +52,5 @@ def _descriptions(kernels: list[Kernel]) -> Table:
         table.add_column(column, overflow="fold")
     for kernel in kernels:
         texts = kernel.name, kernel.family, kernel.summary, kernel.support.install
-        table.add_row(*map(Text, texts))  # brackets are no markup: pip install powerbench[gpu]
+        table.add_row(*(Text(printable(text)) for text in texts))  # brackets are no markup: pip install powerbench[gpu]
     return table

@@ -20,6 +20,7 @@ from powerbench.errors import DeviceLostError, UserError
 from powerbench.kernels.kernel import Kernel
 from powerbench.kernels.table import available, select
 from powerbench.plan import PlannedCase, plan
+from powerbench.printable import printable
 from powerbench.problem import DTYPES
 from powerbench.reports.ceilings import LEGEND, CeilingRow, ceiling_rows
 from powerbench.reports.rows import rows
@@ -254,7 +255,7 @@ class Session:
             measurements = list(gated)
         for measurement in measurements:
             allowed = f" ({measurement.tolerance:.0e} allowed)" if measurement.status == "ok" else ""
-            table.add_row(Text(measurement.case_id), Text(outcome(measurement) + allowed))
+            table.add_row(*(Text(printable(text)) for text in (measurement.case_id, outcome(measurement) + allowed)))
         out.print(table)
         return measurements
 
@@ -287,5 +288,5 @@ def ceilings_table(rows: Sequence[CeilingRow]) -> Table:
         table.add_column(heading, justify="left" if heading == "ceiling" else "right", no_wrap=True)
     table.add_column("measured on", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(getattr(row, field)) for _, field in columns), Text(row.of))
+        table.add_row(*(Text(printable(getattr(row, field))) for _, field in columns), Text(printable(row.of)))
     return table

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from powerbench.printable import printable
 from powerbench.refine import LIMIT
 from powerbench.results.model import Measurement
 from powerbench.roofline import ABOVE_ROOF_TOLERANCE
@@ -73,7 +74,7 @@ class Watcher:
         self.predicted_done = 0.0
         self.start = time.monotonic()
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("ETA {task.fields[eta]}"), console=console, disable=not console.is_terminal,
         )  # fmt: skip
         self.task = self.progress.add_task("starting", total=self.total, eta=self.eta())
@@ -93,7 +94,7 @@ class Watcher:
 
     def started(self, planned: PlannedCase) -> None:
         """Names the case in flight."""
-        self.progress.update(self.task, description=planned.case.case_id)
+        self.progress.update(self.task, description=printable(planned.case.case_id))
 
     def finished(self, planned: PlannedCase, measurement: Measurement, visit: int) -> None:
         """Counts the visit, or all that are left to a case that failed; without a terminal, prints its line."""
@@ -105,7 +106,7 @@ class Watcher:
         self.progress.update(self.task, advance=len(over), eta=self.eta())
         if not self.console.is_terminal:
             result = outcome(measurement, planned.floor_seconds * 1e3)
-            line = f"[{self.count}/{self.total}] {measurement.case_id}: {result} (ETA {self.eta()})"
+            line = printable(f"[{self.count}/{self.total}] {measurement.case_id}: {result} (ETA {self.eta()})")
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

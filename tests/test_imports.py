@@ -19,7 +19,7 @@ TORCH_FREE = [
     "powerbench", "powerbench.cli", "powerbench.problem", "powerbench.cost", "powerbench.roofline",
     "powerbench.datasheet", "powerbench.nvml", "powerbench.telemetry", "powerbench.spoilers",
     "powerbench.crossover", "powerbench.costmodel", "powerbench.refine", "powerbench.stopping", "powerbench.suites",
-    "powerbench.turns",
+    "powerbench.turns", "powerbench.printable", "powerbench.console",
     "powerbench.results.model", "powerbench.results.store", "powerbench.check.compare", "powerbench.check.gate",
     "powerbench.check.outputs.write", "powerbench.models", "powerbench.wsfr", "powerbench.reports.wsfr_choice",
     "powerbench.reports.wsfr_table", "powerbench.reports.wsfr",
@@ -30,11 +30,13 @@ TORCH_FREE = [
     "powerbench.kernels.power.decode_cost", "powerbench.kernels.power.decode_tiling", "powerbench.reports.decoding",
 ]  # fmt: skip
 # Which parts of the package a part may import. `cli` and `session`, at the top, may import all.
-BASE = {"problem", "cost", "errors", "_version"}
+BASE = {"problem", "cost", "errors", "printable", "console", "_version"}
 ALLOWED = {
     "problem": set(),
     "cost": set(),
     "errors": set(),
+    "printable": set(),
+    "console": {"printable"},
     "roofline": {"cost"},
     "bootstrap": {"results"},
     "interpolation": set(),
@@ -68,7 +70,7 @@ ALLOWED = {
     "worker": BASE | {"timing", "device", "results", "bench", "telemetry"},
     "runner": BASE | {"device", "results", "stopping", "bench", "plan", "worker", "turns"},
     "terminal": BASE | {"results", "roofline", "plan", "refine"},
-    "listing": {"kernels"},
+    "listing": {"kernels", "printable"},
 }
 
 

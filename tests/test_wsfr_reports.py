@@ -85,7 +85,7 @@ def test_markdown_has_both_tables_and_escapes_a_files_name(tmp_path):
     path = tmp_path / "a.toml"
     path.write_text('name = "<b>|x"\nlayers = 2\nd_model = 8\nheads = 2\nd_ff = 16\nvocab = 10\n')
     text = render(asked(preset=str(path)), "markdown")
-    assert text.startswith("**&lt;b>\\|x: 2 layers")
+    assert text.startswith("**&lt;b&gt;\\|x: 2 layers")
     assert text.count("| :--- |") == 2
     assert r"\*" in text
     with pytest.raises(ValueError, match="format has to be one of csv, json, markdown, not 'html'"):

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from powerbench.errors import UserError
+from powerbench.printable import printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from powerbench.console import Console
 
 DEFAULT_ROUNDS = 4
 
@@ -94,13 +95,13 @@ def check(runs: tuple[str, ...], **options: Any) -> None:
         kernels=options["kernels"],
         rounds=options["rounds"] or DEFAULT_ROUNDS,
         keep=_path(options["keep"]),
-        say=lambda text: click.echo(text, err=True),
+        say=lambda text: click.echo(printable(text), err=True),
     )
     if options["calibrate"]:
         gate.calibrate(_console())
         return
     if options["update_baseline"]:
-        click.echo(f"baseline: {gate.update_baseline(*runs)}")
+        click.echo(printable(f"baseline: {gate.update_baseline(*runs)}"))
         return
     comparison = gate.against(options["against"]) if options["against"] else gate.compare(runs)
     write(comparison, {name: options[name] for name in ("json", "junit", "markdown")}, _console())
@@ -136,9 +137,6 @@ def _check_usage(runs: tuple[str, ...], options: dict[str, Any]) -> None:
 
 
 def _console() -> Console:
-    from rich.console import Console  # noqa: PLC0415
+    from powerbench.console import console  # noqa: PLC0415
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 140  # a pipe has no width, and the table has long case ids
-    return console
+    return console(width_of_a_pipe=140)  # the table has long case ids

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from typing import NamedTuple
 
+from powerbench.printable import command_line
 from powerbench.reports.rows import Row
 from powerbench.results.model import Header
 
@@ -26,4 +28,24 @@ def command(row: Row, header: Header, *, phases: bool = False) -> str:
     if mode in _TIMERS and l2 in ("cold", "hot"):
         # where a graph was tried in vain, the sweep is left to find that out again
         words += ["--l2", l2] if row.timer_reason else ["--timer", mode, "--l2", l2]
-    return shlex.join([*words, "--phases"] if phases else words)
+    return command_line([*words, "--phases"] if phases else words)
+
+
+class Stated(NamedTuple):
+    """The command that a run file says it was made by: the file's words, whatever made it.
+
+    `text` has each of its words quoted, so that a shell finds no second command in it. `sweeps`: it is a sweep of
+    powerbench, and may be offered to be copied.
+    """
+
+    text: str
+    sweeps: bool
+
+
+def stated(header: Header) -> Stated:
+    """The command of a run's header, fit to be shown."""
+    try:
+        words = shlex.split(header.command)
+    except ValueError:  # a quotation mark without another
+        words = [header.command]
+    return Stated(command_line(words), words[:2] == ["powerbench", "sweep"])

@@ -6,9 +6,9 @@ Each function takes a setting's rows and returns a `Chart`, or none where there 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from html import escape
 
 from powerbench.crossover import context_text
+from powerbench.printable import plotly_text
 from powerbench.reports.chart import Axis, Chart, Point, Rule, Series
 from powerbench.reports.curves import SOFTMAX, Group, best_of, by_time, compare
 from powerbench.reports.facets import facets
@@ -133,7 +133,7 @@ def _crossings(group: Group, look: Look, best: dict[int, Row]) -> list[Series]:
         points = []
         for crossing in found:
             words = "faster" if crossing.leader == 1 else "slower"
-            says = f"<b>{escape(curve.label)}</b><br>{words} than softmax attention from {crossing.text} tokens on"
+            says = f"<b>{plotly_text(curve.label)}</b><br>{words} than softmax attention from {crossing.text} tokens on"
             points.append(Point(crossing.at, 1.0, low=crossing.low, high=crossing.high, says=says))
         if points:
             own = facets(curve, group.setting)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from html import escape
 
 from powerbench.crossover import context_text, percent_text
+from powerbench.printable import plotly_text
 from powerbench.reports.curves import PASS_WORDS
 from powerbench.reports.phases import PhaseRow
 from powerbench.reports.rows import Row
@@ -19,7 +19,7 @@ def hover(about: Row | PhaseRow) -> str:
 
 def _case(row: Row) -> str:
     lines = [
-        f"<b>{escape(row.kernel)}</b> {row.params_text}",
+        f"<b>{plotly_text(row.kernel)}</b> {row.params_text}",
         _problem(row),
         f"{_known(row.median_ms, significant)} ms{_interval(row)}, n = {row.n}{_visits(row)}",
         f"{_known(row.tokens_per_s, si)} tokens/s",
@@ -41,11 +41,11 @@ def _case(row: Row) -> str:
             f"{clock}, {_known(row.power_w, '{:.0f} W'.format)}, {_known(row.temperature_c, '{:.0f} °C'.format)}"
         )
     if row.throttled:
-        lines.append(f"<b>throttled</b>: {escape(row.throttle or '')}")
+        lines.append(f"<b>throttled</b>: {plotly_text(row.throttle or '')}")
     if row.config:
-        lines.append(escape(row.config))
+        lines.append(plotly_text(row.config))
     status = f"status {row.status}" if row.valid else f"<b>{'invalid' if row.status == 'ok' else row.status}</b>"
-    lines.append(f"{status}: {escape(row.reason)}" if row.reason else status)
+    lines.append(f"{status}: {plotly_text(row.reason)}" if row.reason else status)
     return "<br>".join(lines)
 
 
@@ -53,7 +53,7 @@ def _phase(phase: PhaseRow) -> str:
     case = phase.case
     share = f", {percent_text(phase.share)} of the whole call" if phase.share is not None else ""
     lines = [
-        f"<b>{escape(phase.phase)}</b> of {escape(case.kernel)} {case.params_text}",
+        f"<b>{plotly_text(phase.phase)}</b> of {plotly_text(case.kernel)} {case.params_text}",
         _problem(case),
         f"{_known(phase.median_ms, significant)} ms{_interval(phase)} alone, n = {phase.n}{share}",
     ]
@@ -64,7 +64,7 @@ def _phase(phase: PhaseRow) -> str:
         where = f"{significant(phase.intensity)} FLOP/byte, " if phase.intensity else ""
         lines.append(f"{where}{phase.bound} bound, {percent_text(phase.roof_fraction)} of roof")
     if phase.reason:
-        lines.append(f"<b>{phase.state}: {escape(phase.reason)}</b>")
+        lines.append(f"<b>{phase.state}: {plotly_text(phase.reason)}</b>")
     return "<br>".join(lines)
 
 

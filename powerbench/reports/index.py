@@ -10,10 +10,11 @@ from pathlib import Path
 from powerbench.crossover import context_text
 from powerbench.errors import UserError
 from powerbench.reports.answers import capital
+from powerbench.reports.command import stated
 from powerbench.reports.curves import PASS_WORDS
 from powerbench.reports.headlines import headlines
 from powerbench.reports.longest import COLUMNS
-from powerbench.reports.page import asset, environment, write_page, write_text
+from powerbench.reports.page import LOCKED, asset, environment, write_page, write_text
 from powerbench.reports.rows import Row, rows
 from powerbench.reports.text import telling
 from powerbench.results.model import Run
@@ -67,8 +68,9 @@ def index(runs: Sequence[Run]) -> str:
             found=found,
             columns=[telling(COLUMNS, one.longest) for one in found],
             entries=[[entry for entry in entries if entry.run.header.environment.device == one] for one in devices],
+            stated=stated,
             page={entry.run.path: entry for entry in entries},
-            policy="default-src 'none'; style-src 'unsafe-inline'",
+            policy=f"{LOCKED}; style-src 'unsafe-inline'",
             style=asset("page.css") + asset("index.css"),
         )
     )

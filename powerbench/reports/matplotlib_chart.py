@@ -15,10 +15,10 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from powerbench.printable import printable
 from powerbench.reports.chart import Axis, Chart, Rule, Series
 from powerbench.reports.phases import PhaseRow
 from powerbench.reports.style import is_dark
-from powerbench.reports.text import printable
 
 _FAINT = 0.35
 

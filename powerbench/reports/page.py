@@ -17,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from powerbench.crossover import context_text, percent_text
+from powerbench.printable import printable
 from powerbench.reports.comparison import case_words
 from powerbench.reports.curves import groups
 from powerbench.reports.facets import SELECTORS, choices, row_facets
@@ -32,6 +33,9 @@ from powerbench.results.model import Run
 
 # The page's own script, in this order within one function; each file says what it is for.
 SCRIPTS = ("figures.js", "point.js", "selectors.js", "tables.js", "start.js")
+
+# Nothing is loaded, links are those of the page itself, and no form is sent anywhere.
+LOCKED = "default-src 'none'; base-uri 'none'; form-action 'none'"
 
 
 def write_page(runs: Sequence[Run], path: Path) -> None:
@@ -87,16 +91,21 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def environment() -> jinja2.Environment:
-    """Where the templates are; whatever they are given is escaped."""
+    """Where the templates are; whatever they are given is made printable and escaped."""
     found = jinja2.Environment(
         loader=jinja2.PackageLoader("powerbench.reports"),
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     found.filters.update(percent=percent_text, significant=significant, context=context_text, case_words=case_words)
     return found
+
+
+def _shown(value: object) -> object:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def asset(name: str) -> Markup:
@@ -123,4 +132,4 @@ def _policy(scripts: Sequence[str]) -> str:
     """Nothing may be loaded, and only these scripts may run; style elements and data: images are plotly's."""
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+    return f"{LOCKED}; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 import msgspec
 
+from powerbench.printable import plotly_text, printable
 from powerbench.reports.chart import Chart, Point, Series
 from powerbench.reports.command import command
 from powerbench.reports.hover import hover
@@ -53,9 +53,9 @@ class Payload:
         key = (id(header), case.case_id, of.phase if isinstance(of, PhaseRow) else "", words)
         if key not in self._numbers:
             self._numbers[key] = len(self._about)
-            said = hover(of) + (f"<br>{escape(words)}" if words else "")
+            said = hover(of) + (f"<br>{plotly_text(words)}" if words else "")
             again = command(case, header, phases=is_phase)
-            self._about.append({"says": said, "case": case.case_id, "command": again})
+            self._about.append({"says": said, "case": printable(case.case_id), "command": again})
         return self._numbers[key]
 
     def _number(self, entry: dict[str, str]) -> int:
@@ -70,7 +70,7 @@ class Payload:
         key = tuple(sorted(own.items()))
         if key not in self._numbers:
             self._numbers[key] = len(self._facets)
-            self._facets.append(dict(own))
+            self._facets.append({name: printable(value) for name, value in own.items()})
         return self._numbers[key]
 
     def text(self) -> str:

@@ -7,10 +7,10 @@ its own colours for texts. Points say what they are by their number in the page'
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from powerbench.printable import plotly_text, printable
 from powerbench.reports.chart import Axis, Chart, Point, Rule, Series
 
 # The number of a series' point in the page's list of texts; None: it says nothing
@@ -54,7 +54,7 @@ def plotly_figure(chart: Chart, about: About) -> dict[str, Any]:
 def _axis(axis: Axis, values: Sequence[float]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "type": "log" if axis.kind == "log" else "linear",  # categories are numbers with ticks
-        "title": {"text": escape(axis.title), "standoff": 8},
+        "title": {"text": plotly_text(axis.title), "standoff": 8},
         "gridcolor": _GRID,
         "zeroline": False,
         "ticks": "outside",
@@ -65,7 +65,7 @@ def _axis(axis: Axis, values: Sequence[float]) -> dict[str, Any]:
     if axis.ticks:
         result |= {
             "tickvals": [place for place, _ in axis.ticks],
-            "ticktext": [escape(text) for _, text in axis.ticks],
+            "ticktext": [plotly_text(text) for _, text in axis.ticks],
         }
     if axis.kind == "category":
         return result | {"showgrid": False, "ticks": ""}
@@ -90,8 +90,8 @@ def _trace(series: Series, chart: Chart, about: About) -> dict[str, Any]:
         "x": [_short(point.x) for point in series.points],
         "y": [_short(point.y) for point in series.points],
         "customdata": [about(point, series) for point in series.points],
-        "name": escape(series.name),
-        "meta": {**series.facets, "draw": series.draw, "name": series.name},
+        "name": plotly_text(series.name),
+        "meta": _meta(series.facets, series.draw, series.name),
         "showlegend": series.key,
     }
     match series.draw:
@@ -127,7 +127,7 @@ def _bar(series: Series, chart: Chart) -> dict[str, Any]:
         "type": "bar",
         "orientation": "h",
         "marker": {"color": series.style.color, "line": {"color": "#fff", "width": 1}},
-        "text": [escape(point.words) for point in series.points],
+        "text": [plotly_text(point.words) for point in series.points],
         "textangle": 0,
     }
     if chart.legend:
@@ -157,7 +157,7 @@ def _heat_map(series: Series, chart: Chart, about: About) -> dict[str, Any]:
         "x": list(range(len(chart.x.ticks))),
         "y": list(range(len(chart.y.ticks))),
         "z": [[_short(cell.value) if cell and cell.value is not None else None for cell in row] for row in rows],
-        "text": [[escape(cell.words).replace("\n", "<br>") if cell else "not tried" for cell in row] for row in rows],
+        "text": [[_lines(cell.words) if cell else "not tried" for cell in row] for row in rows],
         "customdata": [[about(cell, series) if cell else None for cell in row] for row in rows],
         "texttemplate": "%{text}",
         "textfont": {"size": 11, "color": "#1b1f24"},
@@ -167,15 +167,19 @@ def _heat_map(series: Series, chart: Chart, about: About) -> dict[str, Any]:
         "showscale": False,
         "xgap": 2,
         "ygap": 2,
-        "name": escape(series.name),
-        "meta": {**series.facets, "draw": "cell", "name": series.name},
+        "name": plotly_text(series.name),
+        "meta": _meta(series.facets, "cell", series.name),
     }
+
+
+def _lines(words: str) -> str:
+    return "<br>".join(map(plotly_text, words.split("\n")))
 
 
 def _rule(rule: Rule) -> dict[str, Any]:
     """A line with its name at one of its places."""
     names = [""] * len(rule.places)
-    names[rule.named] = escape(rule.text)
+    names[rule.named] = plotly_text(rule.text)
     return {
         "type": "scatter",
         "x": [_short(x) for x, _ in rule.places],
@@ -187,8 +191,12 @@ def _rule(rule: Rule) -> dict[str, Any]:
         "line": {"color": "#888", "width": 1 if rule.dashed else 1.5, "dash": "dash" if rule.dashed else "solid"},
         "hoverinfo": "skip",
         "showlegend": False,
-        "meta": {**rule.facets, "draw": "rule", "name": rule.text},
+        "meta": _meta(rule.facets, "rule", rule.text),
     }
+
+
+def _meta(facets: Mapping[str, str], draw: str, name: str) -> dict[str, str]:
+    return {key: printable(value) for key, value in {**facets, "draw": draw, "name": name}.items()}
 
 
 def _error_bars(ends: Sequence[tuple[float, float | None, float | None]]) -> dict[str, Any]:

@@ -6,12 +6,14 @@ import io
 from collections import defaultdict
 from collections.abc import Iterable
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from powerbench.console import Console
 from powerbench.crossover import context_text, percent_text
+from powerbench.printable import markdown_code, markdown_text, printable
 from powerbench.reports.answers import answers
+from powerbench.reports.command import stated
 from powerbench.reports.curves import Curve, Group, groups, setting_names
 from powerbench.reports.phase_table import (
     PHASE_LEGEND,
@@ -22,8 +24,8 @@ from powerbench.reports.phase_table import (
 )
 from powerbench.reports.phases import PHASE_COLUMNS, PhasesByCase, curves_with_phases, phase_rows, phase_values
 from powerbench.reports.rows import COLUMNS, Row, rows, values
-from powerbench.reports.tables import empty_table, json_text, markdown_table, markdown_text
-from powerbench.reports.text import Column, or_empty, printable, si, significant, telling
+from powerbench.reports.tables import csv_text, empty_table, json_text, markdown_table
+from powerbench.reports.text import Column, or_empty, si, significant, telling
 from powerbench.results.model import Run
 
 FORMATS = ("table", "csv", "json", "markdown")
@@ -46,7 +48,7 @@ def render(run: Run, format: str, *, width: int = 100) -> str:
     match format:
         case "table":
             out = io.StringIO()
-            print_run(run, Console(file=out, width=width, highlight=False))
+            print_run(run, Console(file=out, width=width))
             return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
         case "markdown":
             return _render_markdown(run)
@@ -55,7 +57,7 @@ def render(run: Run, format: str, *, width: int = 100) -> str:
         case "csv":
             from powerbench.reports.frames import tidy  # noqa: PLC0415  pandas is slow to import: only csv pays
 
-            return tidy(run).to_csv(index=False)
+            return csv_text(tidy(run))
     raise ValueError(f"format has to be one of {', '.join(FORMATS)}, not {format!r}")
 
 
@@ -64,7 +66,7 @@ def render_phases(run: Run, format: str) -> str:
     if format == "csv":
         from powerbench.reports.frames import tidy_phases  # noqa: PLC0415  as above
 
-        return tidy_phases(run).to_csv(index=False)
+        return csv_text(tidy_phases(run))
     if format == "json":
         found = [phase for phases in phase_rows(run).values() for phase in phases]
         return json_text(dict(zip(PHASE_COLUMNS, phase_values(phase), strict=True)) for phase in found)
@@ -179,8 +181,8 @@ def _cell(column: Column[Row], row: Row, best: set[str]) -> str:
 def _render_markdown(run: Run) -> str:
     found, phases = groups(rows(run)), phase_rows(run)
     machine = run.header.environment
-    command = printable(run.header.command).replace("`", "")
-    lines = [f"**powerbench on {markdown_text(machine.device)}** (`{command}`)", ""]
+    command = markdown_code(stated(run.header).text)
+    lines = [f"**powerbench on {markdown_text(machine.device)}** (by {command}, as the file states)", ""]
     for answer in answers(run):
         lines += [f"- {markdown_text(answer.text)}", *(f"  - {markdown_text(text)}" for text in answer.predictions)]
     lines += [f"- warning: {markdown_text(warning)}" for warning in (*run.warnings, *run.spoilers)]

@@ -6,9 +6,10 @@ import io
 from collections.abc import Sequence
 from typing import TypeVar
 
-from rich.console import Console
 from rich.text import Text
 
+from powerbench.console import Console
+from powerbench.printable import markdown_text, printable
 from powerbench.reports.crossovers import (
     CROSSOVER_COLUMNS,
     CROSSOVER_LEGEND,
@@ -21,8 +22,8 @@ from powerbench.reports.crossovers import (
 )
 from powerbench.reports.curves import groups, setting_names
 from powerbench.reports.rows import rows
-from powerbench.reports.tables import empty_table, json_text, markdown_table, markdown_text
-from powerbench.reports.text import Column, printable
+from powerbench.reports.tables import csv_text, empty_table, json_text, markdown_table
+from powerbench.reports.text import Column
 from powerbench.results.model import Run
 
 R = TypeVar("R")
@@ -35,7 +36,7 @@ def render_crossovers(run: Run, format: str, *, width: int = 120) -> str:
         case "csv":
             import pandas as pd  # noqa: PLC0415  slow to import: only csv pays
 
-            return pd.DataFrame(records, columns=list(CROSSOVER_COLUMNS)).to_csv(index=False)
+            return csv_text(pd.DataFrame(records, columns=list(CROSSOVER_COLUMNS)))
         case "json":
             return json_text(records)
     found = groups(rows(run))
@@ -53,7 +54,7 @@ def _part(shown: Sequence[Column[R]], members: Sequence[R], legend: str, format:
     if format == "markdown":
         return "\n".join([*markdown_table(shown, cells), "", markdown_text(legend)]) + "\n"
     out = io.StringIO()
-    console = Console(file=out, width=width, highlight=False)
+    console = Console(file=out, width=width)
     table = empty_table(shown)
     for line in cells:
         table.add_row(*(Text(printable(cell)) for cell in line))

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich import box
 from rich.table import Table
 
-from powerbench.reports.text import Column, printable
+from powerbench.printable import csv_cell, markdown_text, printable_json
+from powerbench.reports.text import Column
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def json_text(records: Iterable[dict[str, object]]) -> str:
     """Records as indented JSON, ending in a newline."""
-    return msgspec.json.format(msgspec.json.encode(list(records)), indent=2).decode() + "\n"
+    return printable_json(msgspec.json.format(msgspec.json.encode(list(records)), indent=2).decode()) + "\n"
+
+
+def csv_text(frame: pd.DataFrame, **options: Any) -> str:
+    """A frame as CSV, ending in a newline: its texts fit for a spreadsheet, its numbers as they are."""
+    safe = {str(name): _csv_column(column) for name, column in frame.items() if column.dtype.kind in "OUT"}
+    text: str = frame.assign(**safe).to_csv(index=False, lineterminator="\n", **options)
+    return text
+
+
+def _csv_column(column: pd.Series[Any]) -> list[Any]:
+    known = {value: csv_cell(value) for value in {one for one in column if isinstance(one, str)}}
+    return [known[value] if isinstance(value, str) else value for value in column]
 
 
 def empty_table(shown: Iterable[Column[Any]]) -> Table:
@@ -36,11 +52,3 @@ def markdown_table(shown: Sequence[Column[Any]], cells: Iterable[Sequence[str]])
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def markdown_text(text: str) -> str:
-    """Text that shows as itself: no markup, no HTML, no cell or line breaks."""
-    text = printable(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
-    for mark in "|*`[]":
-        text = text.replace(mark, f"\\{mark}")
-    return text

@@ -41,8 +41,3 @@ def si(value: float, space: str = "") -> str:
 def or_empty(value: float | None, form: Callable[[float], str] = str) -> str:
     """A table's cell: empty where there is no number."""
     return "" if value is None else form(value)
-
-
-def printable(text: str) -> str:
-    """Text without control characters: a run file from elsewhere must not move the cursor."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)

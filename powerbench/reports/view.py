@@ -12,6 +12,7 @@ from markupsafe import Markup
 from powerbench.reports.answers import Answer, answers, gaps
 from powerbench.reports.cases import CaseTable, case_table, phase_table
 from powerbench.reports.chart import Chart
+from powerbench.reports.command import Stated, stated
 from powerbench.reports.crossovers import ModelRow, Pair, crossover_table, model_table
 from powerbench.reports.curves import Group, setting_names
 from powerbench.reports.decoding import DecodeTable, decode_tables
@@ -26,6 +27,7 @@ from powerbench.reports.rows import Row
 from powerbench.reports.side_by_side import SettingTable, setting_table
 from powerbench.reports.stills import Stills
 from powerbench.reports.style import Style
+from powerbench.reports.tables import csv_text
 from powerbench.results.model import Run
 
 
@@ -80,6 +82,7 @@ class View:
     models: list[ModelRow]  # the cost models behind predictions
     cases: CaseTable
     phases: CaseTable | None  # None where no phase was timed
+    command: Stated
     environment: list[tuple[str, str]]
     ceilings: list[tuple[str, str]]
 
@@ -122,9 +125,9 @@ def view(
                 gaps=gaps(group),
             )
         )
-    payload.add_csv(f"{id}-csv", tidy_rows(all_rows).to_csv(index=False, float_format="%.6g"))
+    payload.add_csv(f"{id}-csv", csv_text(tidy_rows(all_rows), float_format="%.6g"))
     if phases:
-        payload.add_csv(f"{id}-phases-csv", tidy_phases(run).to_csv(index=False, float_format="%.6g"))
+        payload.add_csv(f"{id}-phases-csv", csv_text(tidy_phases(run), float_format="%.6g"))
     return View(
         id=id,
         short=f"run {number}",
@@ -144,6 +147,7 @@ def view(
         models=model_table(found, names),
         cases=case_table(found),
         phases=phase_table(found, phases) if phases else None,
+        command=stated(header),
         environment=environment_lines(run),
         ceilings=ceiling_lines(run.ceilings, header.environment.device),
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 
 from powerbench.crossover import context_text
+from powerbench.printable import plotly_text
 from powerbench.reports.chart import Axis, Chart, Point, Rule, Series
 from powerbench.reports.style import Style, context_ticks
 from powerbench.reports.text import si, significant
@@ -130,7 +130,7 @@ def _hover(row: WsfrRow) -> str:
     own = ", the model's own" if row.own else ""
     return "<br>".join(
         [
-            f"<b>{escape(row.attention)}</b>{own}",
+            f"<b>{plotly_text(row.attention)}</b>{own}",
             f"{context_text(row.ctx)} tokens, {row.mode}",
             f"weights : state = {ratio_text(row.wsfr)}",
             f"{si(row.weight_flops, ' ')}FLOP : {si(row.state_flops, ' ')}FLOP a token",
@@ -143,9 +143,10 @@ def _measured_hover(row: MeasuredRow) -> str:
     spread = "" if row.low is None or row.high is None else f" ({significant(row.low)} to {significant(row.high)})"
     return "<br>".join(
         [
-            f"<b>{escape(row.label)}</b>",
+            f"<b>{plotly_text(row.label)}</b>",
             f"{context_text(row.ctx)} tokens, measured with {row.heads} heads, batch {row.batch}",
             f"time of weights / attention = {significant(row.time_ratio)}{spread}",
-            f"{significant(row.weights_us)} us : {significant(row.attention_us)} us a token of {escape(row.model)}",
+            f"{significant(row.weights_us)} us : {significant(row.attention_us)} us a token "
+            f"of {plotly_text(row.model)}",
         ]
     )

@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from powerbench.crossover import context_text
-from powerbench.reports.text import printable, si
+from powerbench.printable import markdown_text, printable
+from powerbench.reports.tables import csv_text, json_text
+from powerbench.reports.text import si
 from powerbench.reports.wsfr_rows import Analysis, WsfrRow
 from powerbench.wsfr import ratio_text
 
@@ -36,11 +38,11 @@ def render(analysis: Analysis, format: str) -> str:
         case "markdown":
             return _markdown(analysis)
         case "json":
-            return msgspec.json.format(msgspec.json.encode(analysis.rows), indent=2).decode() + "\n"
+            return json_text(map(msgspec.structs.asdict, analysis.rows))
         case "csv":
             from powerbench.reports.wsfr_frame import tidy_wsfr  # noqa: PLC0415  pandas is slow to import: only csv pays
 
-            return tidy_wsfr([analysis]).to_csv(index=False)
+            return csv_text(tidy_wsfr([analysis]))
     raise ValueError(f"format has to be one of {', '.join(FORMATS[1:])}, not {format!r}")
 
 
@@ -57,7 +59,7 @@ def print_wsfr(analysis: Analysis, console: Console) -> None:
     console.print(Text(LEGEND, style="dim"))
     for sentence in analysis.sentences:
         console.print()
-        console.print(Text(sentence))
+        console.print(Text(printable(sentence)))
 
 
 def heading(analysis: Analysis) -> str:
@@ -125,23 +127,15 @@ def _rich(part: Part) -> Table:
     for number, name in enumerate(part.head):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for line in part.lines:
-        table.add_row(*(Text(text, style="bold" if text.startswith("*") else "") for text in line))
+        table.add_row(*(Text(printable(text), style="bold" if text.startswith("*") else "") for text in line))
     return table
 
 
 def _markdown(analysis: Analysis) -> str:
-    lines = [f"**{_escaped(heading(analysis))}**", "", weights_text(analysis)]
+    lines = [f"**{markdown_text(heading(analysis))}**", "", weights_text(analysis)]
     for part in tables(analysis):
         rule = [":---", *["---:"] * (len(part.head) - 1)]
-        body = [part.head, rule, *([_escaped(text) for text in line] for line in part.lines)]
+        body = [part.head, rule, *([markdown_text(text) for text in line] for line in part.lines)]
         lines += ["", f"### {part.title}", "", *(f"| {' | '.join(line)} |" for line in body)]
-    lines += ["", *(f"- {sentence}" for sentence in analysis.sentences), "", _escaped(LEGEND)]
+    lines += ["", *(f"- {markdown_text(sentence)}" for sentence in analysis.sentences), "", markdown_text(LEGEND)]
     return "\n".join(lines) + "\n"
-
-
-def _escaped(text: str) -> str:
-    """A model's name comes from a user's file: no markup, no HTML, no cell or line breaks."""
-    text = printable(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
-    for mark in "|*`[]":
-        text = text.replace(mark, f"\\{mark}")
-    return text

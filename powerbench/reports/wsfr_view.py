@@ -9,6 +9,7 @@ from powerbench.crossover import context_text
 from powerbench.reports.payload import Payload
 from powerbench.reports.stills import Stills
 from powerbench.reports.style import Style
+from powerbench.reports.tables import csv_text
 from powerbench.reports.view import Plot
 from powerbench.reports.wsfr import WsfrSection, section
 from powerbench.results.model import Run
@@ -37,9 +38,9 @@ def models(runs: Sequence[Run], payload: Payload, stills: Stills) -> list[ModelV
             plot = Plot(f"{id}-{chart.name}", chart, stills.take(f"{id}-{chart.name}", chart))
             payload.add_figure(plot.id, chart, {})
             plots.append(plot)
-        payload.add_csv(f"{id}-csv", part.frame.to_csv(index=False, float_format="%.6g"))
+        payload.add_csv(f"{id}-csv", csv_text(part.frame, float_format="%.6g"))
         if not part.measured_frame.empty:
-            payload.add_csv(f"{id}-measured-csv", part.measured_frame.to_csv(index=False, float_format="%.6g"))
+            payload.add_csv(f"{id}-measured-csv", csv_text(part.measured_frame, float_format="%.6g"))
         contexts = [context_text(ctx) for ctx in part.analysis.contexts]
         result.append(ModelView(id, part, part.look, plots, contexts, _lines(part)))
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from powerbench.check.model import Comparison
+from powerbench.printable import printable_json
 
 SCHEMA_VERSION = 1
 
@@ -18,4 +19,4 @@ def to_json(comparison: Comparison) -> str:
         "counts": comparison.counts,
         **msgspec.structs.asdict(comparison),
     }
-    return msgspec.json.format(msgspec.json.encode(content), indent=2).decode() + "\n"
+    return printable_json(msgspec.json.format(msgspec.json.encode(content), indent=2).decode()) + "\n"

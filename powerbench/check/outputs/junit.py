@@ -12,7 +12,7 @@ from powerbench._version import __version__
 from powerbench.check.model import INCONCLUSIVE, NOTHING, CaseVerdict, Comparison, Demand
 from powerbench.check.outputs.text import interval, noise_line, times, words
 from powerbench.check.words import change
-from powerbench.reports.text import printable
+from powerbench.printable import printable
 
 NAME = "powerbench check"
 

@@ -16,7 +16,7 @@ from powerbench.check.outputs.text import (
     words,
 )
 from powerbench.check.words import change, percent
-from powerbench.reports.text import printable
+from powerbench.printable import markdown_code, markdown_text
 
 SIGNS = {"regression": "🔴", "improvement": "🟢", "inconclusive": "🟡", "ok": "⚪", "missing": "🟡"}
 HEADINGS = ("verdict", "time", "95 % interval", "medians", "sees", "case", "why")
@@ -24,16 +24,16 @@ HEADINGS = ("verdict", "time", "95 % interval", "medians", "sees", "case", "why"
 
 def markdown(comparison: Comparison) -> str:
     """GitHub-flavoured; ends with a newline."""
-    against = f" against {_escaped(comparison.baseline)}" if comparison.baseline else ""
+    against = f" against {markdown_text(comparison.baseline)}" if comparison.baseline else ""
     parts = [
         f"### powerbench check: {comparison.summary}",
-        f"{_escaped(comparison.new)}{against}, on {_escaped(comparison.device)}",
+        f"{markdown_text(comparison.new)}{against}, on {markdown_text(comparison.device)}",
     ]
-    parts += [f"- {_escaped(note)}" for note in comparison.notes]
+    parts += [f"- {markdown_text(note)}" for note in comparison.notes]
     rows = [
         (
             f"{SIGNS[case.verdict]} {case.verdict}", change(case.ratio), interval(case), times(case),
-            percent(case.detectable), f"`{_code(case.case_id)}`", _escaped("; ".join(words(case))),
+            percent(case.detectable), markdown_code(case.case_id), markdown_text("; ".join(words(case))),
         )
         for case in compared(comparison)
     ]  # fmt: skip
@@ -45,26 +45,22 @@ def markdown(comparison: Comparison) -> str:
         parts.append(f"<details><summary>{len(fine)} ok</summary>\n\n{_table(HEADINGS, fine)}\n\n</details>")
     if comparison.demands:
         held = [
-            (f"{SIGNS[one.verdict]} {one.verdict}", _escaped(one.reason), f"`{_code(one.demand)}`", _escaped(one.of))
+            (
+                f"{SIGNS[one.verdict]} {one.verdict}",
+                markdown_text(one.reason),
+                markdown_code(one.demand),
+                markdown_text(one.of),
+            )
             for one in demands(comparison)
         ]
         parts.append(_table(("verdict", "measured", "demand", "case"), held))
-    parts += [f"- {_escaped(line)}" for line in not_compared(comparison)]
-    parts += [_escaped(line) for line in (noise_line(comparison), NEXT_STEPS.get(comparison.exit_status, "")) if line]
+    parts += [f"- {markdown_text(line)}" for line in not_compared(comparison)]
+    parts += [
+        markdown_text(line) for line in (noise_line(comparison), NEXT_STEPS.get(comparison.exit_status, "")) if line
+    ]
     return "\n\n".join(parts) + "\n"
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _escaped(text: str) -> str:
-    """Text that comes from a run file, so that it can be neither a table nor HTML nor a link."""
-    for special in "\\`*_[]<>|#":
-        text = text.replace(special, f"\\{special}" if special not in "<>" else {"<": "&lt;", ">": "&gt;"}[special])
-    return printable(text)
-
-
-def _code(text: str) -> str:
-    return printable(text).replace("`", "'").replace("|", "\\|")

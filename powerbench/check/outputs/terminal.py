@@ -21,7 +21,7 @@ from powerbench.check.outputs.text import (
     words,
 )
 from powerbench.check.words import change, percent
-from powerbench.reports.text import printable
+from powerbench.printable import printable
 
 STYLES = {"regression": "bold red", "improvement": "green", "inconclusive": "yellow", "missing": "yellow"}
 
@@ -36,15 +36,16 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     if cases:
         table = _table("verdict", "time", "95 % interval", "medians", "sees", "case")
         for case in cases:
-            what = Text("\n".join([case.case_id, *(f"  {said}" for said in map(printable, words(case)))]))
-            what.stylize("dim", len(case.case_id))
+            name, *said = map(printable, (case.case_id, *words(case)))
+            what = Text("\n".join([name, *(f"  {word}" for word in said)]))
+            what.stylize("dim", len(name))
             numbers = (change(case.ratio), interval(case), times(case), percent(case.detectable))
             table.add_row(Text(case.verdict, STYLES.get(case.verdict, "")), *numbers, what)
         console.print(table)
     if comparison.demands:
         table = _table("verdict", "measured", "demand", "case")
         for demand in demands(comparison):
-            texts = (printable(demand.reason), demand.demand, printable(demand.of))
+            texts = map(printable, (demand.reason, demand.demand, demand.of))
             table.add_row(Text(demand.verdict, STYLES.get(demand.verdict, "")), *map(Text, texts))
         console.print(table)
     for line in (*not_compared(comparison), noise_line(comparison), NEXT_STEPS.get(comparison.exit_status, "")):
@@ -62,7 +63,7 @@ def _table(*headings: str) -> Table:
 
 
 def _line(console: Console, text: str) -> None:
-    console.print(printable(text), markup=False, soft_wrap=True)
+    console.print(Text(printable(text)), soft_wrap=True)
 
 
 def print_calibration(calibration: Calibration, path: Path, policy: Policy, console: Console) -> None:

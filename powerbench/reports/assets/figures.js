@@ -65,7 +65,8 @@ const nearScreen = new IntersectionObserver(
 
 // The points of a figure as CSV, those that are hidden left out. A place on an axis of categories has its name.
 const cell = (value) => {
-  const text = String(value ?? "");
+  let text = String(value ?? "");
+  if (/^\s*[=+\-@\uff1d\uff0b\uff0d\uff20]/.test(text) && isNaN(text)) text = `'${text}`; // no spreadsheet's formula
   return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 };
 const unescape = (text) => new DOMParser().parseFromString(text, "text/html").documentElement.textContent;
