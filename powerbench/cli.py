@@ -12,7 +12,7 @@ import click
 
 from powerbench._version import __version__
 from powerbench.check.command import check
-from powerbench.errors import DeviceLostError, UserError
+from powerbench.errors import INTERNAL, DeviceLostError, UserError, internal
 from powerbench.printable import command_line, printable
 from powerbench.turns import Turns
 
@@ -328,7 +328,7 @@ def _warn(warnings: Any) -> None:
 
 
 def main() -> None:
-    """Entry point: whatever is the user's to mend is one line on standard error and exit status 2."""
+    """Entry point: whatever is the user's to mend is one line on standard error and status 2; our own faults 70."""
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.exceptions.NoArgsIsHelpError as error:
@@ -347,3 +347,9 @@ def main() -> None:
     except BrokenPipeError:  # the reader went away (`powerbench show RUN | head`): not an error
         sys.stderr.close()
         sys.exit(0)
+    except Exception as error:
+        *where, said = internal(error).split("\n")
+        for line in where:
+            click.echo(printable(line), err=True)
+        click.echo(f"powerbench: {printable(said)}", err=True)
+        sys.exit(INTERNAL)

@@ -16,13 +16,15 @@ from collections.abc import Iterable
 
 import msgspec
 
+from powerbench.bounds import Name, Work
+
 
 class Cost(msgspec.Struct, frozen=True):
     """Work of one launch, or of several: costs add up."""
 
-    useful_flops: int
-    executed_flops: int
-    bytes: int
+    useful_flops: Work
+    executed_flops: Work
+    bytes: Work
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -35,7 +37,7 @@ class Cost(msgspec.Struct, frozen=True):
 class Launch(msgspec.Struct, frozen=True):
     """One step of an operator that passes through device memory, with its own cost (and so its own roofline bound)."""
 
-    name: str
+    name: Name
     cost: Cost
 
 

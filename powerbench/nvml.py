@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from powerbench.bounds import Count
+
 UNAVAILABLE = "unavailable"
 
 
@@ -34,11 +36,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     persistence_mode: str = UNAVAILABLE  # on or off, like the next two
     ecc: str = UNAVAILABLE
     mig: str = UNAVAILABLE
-    application_sm_mhz: int | None = None
-    default_application_sm_mhz: int | None = None
-    max_sm_mhz: int | None = None
-    application_memory_mhz: int | None = None
-    max_memory_mhz: int | None = None
+    application_sm_mhz: Count | None = None
+    default_application_sm_mhz: Count | None = None
+    max_sm_mhz: Count | None = None
+    application_memory_mhz: Count | None = None
+    max_memory_mhz: Count | None = None
     power_limit_w: float | None = None  # the one enforced
 
 

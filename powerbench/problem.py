@@ -10,6 +10,8 @@ from typing import Literal, get_args
 
 import msgspec
 
+from powerbench.bounds import Batch, Degree, Name, Tokens, Width
+
 DType = Literal["bf16", "fp16", "fp32", "fp64"]
 Pass = Literal["fwd", "bwd", "fwd+bwd", "decode"]
 
@@ -26,12 +28,12 @@ class Problem(msgspec.Struct, frozen=True):
     that has no gates (softmax attention) computes the same problem without them, and its row says so.
     """
 
-    batch: int
-    seqlen: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    value_dim: int
+    batch: Batch
+    seqlen: Tokens
+    heads: Width
+    kv_heads: Width
+    head_dim: Width
+    value_dim: Width
     dtype: DType
     gated: bool
 
@@ -87,10 +89,10 @@ class Params(msgspec.Struct, frozen=True, omit_defaults=True):
     power attention whose state the window's keys and values equal in size, and no degree of the kernel itself.
     """
 
-    p: int | None = None
-    d_tile: int | None = None
-    chunk_size: int | None = None
-    window: int | None = None
+    p: Degree | None = None
+    d_tile: Width | None = None
+    chunk_size: Tokens | None = None
+    window: Tokens | None = None
 
     @property
     def degree(self) -> int:
@@ -116,7 +118,7 @@ class Case(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
     """
 
     problem: Problem
-    kernel: str
+    kernel: Name
     params: Params
     pass_: Pass
 

@@ -8,13 +8,13 @@ memory (Williams et al., "Roofline", CACM 2009).
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
+from powerbench.bounds import RATES, Count, Number, fault_of_times
 from powerbench.cost import Launch, total
 
 Bound = Literal["compute", "memory"]
@@ -34,12 +34,12 @@ class Ceiling(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     kind: CeilingKind
-    work: int
+    work: Number
     samples_ms: tuple[float, ...]
     timer: str  # as in a measurement
     of: str  # the shape or size that was measured: the best of the list
     dtype: str | None = None  # bf16, fp16, tf32, fp32, fp64 of a matmul
-    threads: int | None = None  # of a CPU
+    threads: Count | None = None  # of a CPU
 
     @property
     def key(self) -> tuple[str, str | None, int | None]:
@@ -97,10 +97,11 @@ class Ceilings(msgspec.Struct, frozen=True):
 
     def fault(self) -> str | None:
         """What contradicts the promise that these are positive, finite rates with samples; None: nothing does."""
-        if not all(0 < rate < math.inf for rate in (self.copy_bytes_per_s, *self.matmul_flops_per_s.values())):
-            return "a ceiling is not positive"
+        low, high = RATES
+        if not all(low <= rate <= high for rate in (self.copy_bytes_per_s, *self.matmul_flops_per_s.values())):
+            return f"a ceiling is not positive: between {low:g} and {high:g} a second"
         for ceiling in self.measured:
-            timed = ceiling.samples_ms and all(0 < sample < math.inf for sample in ceiling.samples_ms)
+            timed = ceiling.samples_ms and not fault_of_times(ceiling.samples_ms)
             if not timed or ceiling.work <= 0:
                 return f"ceiling {ceiling.kind} has to hold work and positive samples"
         return None

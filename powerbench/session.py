@@ -26,7 +26,7 @@ from powerbench.reports.ceilings import LEGEND, CeilingRow, ceiling_rows
 from powerbench.reports.rows import rows
 from powerbench.results.environment import collect
 from powerbench.results.model import SCHEMA_VERSION, Header, Measurement, Run
-from powerbench.results.store import RunWriter, load, make_room
+from powerbench.results.store import RunWriter, holds_nothing, load, make_room, start_over
 from powerbench.results.visits import visited
 from powerbench.roofline import Ceilings
 from powerbench.runner import run
@@ -216,6 +216,8 @@ class Session:
             self.console.print(message, markup=False, soft_wrap=True)
 
     def _open(self, path: Path, command: str, resume: bool, warnings: tuple[str, ...]) -> tuple[RunWriter, Run]:
+        if resume and path.is_file() and holds_nothing(path):
+            start_over(path)
         if resume and path.exists():
             writer, earlier = RunWriter.resume(path)
             self._warn((*earlier.warnings, *warnings))

@@ -212,7 +212,8 @@ def test_no_copied_command_does_more_than_it_shows():
         assert shlex.split(text)[:3] == ["powerbench", "sweep", "--kernels"]
     header = run.header
     for said, copied in (
-        ("powerbench sweep \"; touch x\"", True), ("powerbench sweep; touch x", False), ("powerbench sweep\ntouch x", True), ("rm -rf ~", False),
+        ("powerbench sweep \"; touch x\"", True), ("powerbench sweep; touch x", False),
+        ("powerbench sweep\ntouch x", True), ("rm -rf ~", False),
         ("powerbench sweep --p '\x03", False), ("powerbench report a.jsonl -o b", False), (WORST, False),
     ):  # fmt: skip
         text, sweeps = stated(msgspec.structs.replace(header, command=said))

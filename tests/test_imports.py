@@ -30,14 +30,15 @@ TORCH_FREE = [
     "powerbench.kernels.power.decode_cost", "powerbench.kernels.power.decode_tiling", "powerbench.reports.decoding",
 ]  # fmt: skip
 # Which parts of the package a part may import. `cli` and `session`, at the top, may import all.
-BASE = {"problem", "cost", "errors", "printable", "console", "_version"}
+BASE = {"problem", "bounds", "cost", "errors", "printable", "console", "_version"}
 ALLOWED = {
-    "problem": set(),
-    "cost": set(),
+    "bounds": set(),
+    "problem": {"bounds"},
+    "cost": {"bounds"},
     "errors": set(),
     "printable": set(),
     "console": {"printable"},
-    "roofline": {"cost"},
+    "roofline": {"cost", "bounds"},
     "bootstrap": {"results"},
     "interpolation": set(),
     "crossover": BASE | {"bootstrap", "interpolation", "results"},
@@ -46,7 +47,7 @@ ALLOWED = {
     "suites": BASE | {"kernels.kernel", "models"},
     "models": BASE | {"suites.grammar"},
     "wsfr": BASE | {"models", "crossover", "kernels.power.choose", "kernels.power.cost", "kernels.power.feature_map"},
-    "nvml": set(),
+    "nvml": {"bounds"},
     "telemetry": {"nvml"},
     "spoilers": {"nvml", "device"},
     "datasheet": {"roofline"},

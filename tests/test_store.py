@@ -29,13 +29,13 @@ def write(path, measurements=(), header=None):
     return path
 
 
-SIZES = st.integers(1, 2**40)
+SIZES, WIDTHS, DEGREES = st.integers(1, 2**40), st.integers(1, 2**20), st.integers(0, 32)
 TIMES = st.floats(1e-9, 1e12, allow_nan=False)
 CASES = st.builds(
     Case,
-    problem=st.builds(Problem, SIZES, SIZES, SIZES, SIZES, SIZES, SIZES, st.sampled_from(DTYPES), st.booleans()),
+    problem=st.builds(Problem, st.integers(1, 2**32), SIZES, *[WIDTHS] * 4, st.sampled_from(DTYPES), st.booleans()),
     kernel=st.text(max_size=20),
-    params=st.builds(Params, *[st.none() | SIZES] * 3),
+    params=st.builds(Params, *[st.none() | sizes for sizes in (DEGREES, WIDTHS, SIZES)]),
     pass_=st.sampled_from(PASSES),
 )
 LAUNCHES = st.lists(st.builds(Launch, st.text(), st.builds(Cost, SIZES, SIZES, SIZES)), max_size=3).map(tuple)
@@ -192,7 +192,7 @@ def _phase(text: bytes, line: bytes = LINE) -> bytes:
         (HEADER + b"\n" + LINE.replace(b'"ok"', b'"great"') + b"\n", ["line 2", "great"]),
         (HEADER + b"\n" + LINE.replace(b'"ok"', b'"oom"') + b"\n", ["line 2", "oom with 7 samples"]),
         (HEADER + b"\n" + LINE.replace(b'"samples_ms":[', b'"samples_ms":[-1,') + b"\n", ["line 2", "sample"]),
-        (HEADER + b"\n" + LINE.replace(b'"heads":8', b'"heads":0') + b"\n", ["line 2", "size"]),
+        (HEADER + b"\n" + LINE.replace(b'"heads":8', b'"heads":0') + b"\n", ["line 2", "heads"]),
         (HEADER + b"\n" + LINE.replace(b'"samples_ms":[', b'"samples_ms":[1e999,') + b"\n", ["line 2"]),
         (_phase(b""), ["line 2", "phase 'scan'", "either samples or a message"]),
         (_phase(b',"samples_ms":[1],"message":"x"'), ["line 2", "phase 'scan'", "either samples or a message"]),

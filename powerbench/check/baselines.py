@@ -68,7 +68,7 @@ def load_calibration(path: Path) -> Calibration | None:
         return None
     try:
         return msgspec.json.decode(path.read_bytes(), type=Calibration)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not a calibration: {' '.join(str(error).split())}") from None
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from powerbench.bounds import Count
 from powerbench.results.model import Run
 
 PRIOR_FREEDOM = 4  # how many degrees of freedom what all cases show together is worth beside a case's own
@@ -53,8 +54,8 @@ class Calibration(msgspec.Struct, frozen=True):
 
     device: str
     gpu: str | None  # its UUID
-    runs: int
-    freedom: int
+    runs: Count
+    freedom: Count
     started: str  # of the first run, UTC
     cases: dict[str, CaseNoise]
 

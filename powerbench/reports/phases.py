@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from powerbench.bootstrap import interval
-from powerbench.cost import total
+from powerbench.cost import Launch, total
 from powerbench.reports.curves import Curve, Group
 from powerbench.reports.rows import COLUMNS, Row, above_roof, relative_spread, rows, values
-from powerbench.results.model import Measurement, Phase, Run
+from powerbench.results.model import Phase, Run
 from powerbench.results.statistics import median
 from powerbench.roofline import Ceilings, roof
 
@@ -68,10 +68,15 @@ def phase_rows(run: Run) -> dict[str, list[PhaseRow]]:
     """The phases of each case that has some, in the order of the file."""
     ceilings = run.ceilings
     apart = msgspec.structs.replace(run, measurements=tuple(m for m in run.measurements if m.phases))
-    return {
-        row.case_id: [_phase_row(phase, measurement, row, ceilings) for phase in measurement.phases]
-        for measurement, row in zip(apart.measurements, rows(apart), strict=True)
-    }
+    found = {}
+    for measurement, row in zip(apart.measurements, rows(apart), strict=True):
+        launches: dict[str, list[Launch]] = {}
+        for launch in measurement.launches:
+            launches.setdefault(launch.name, []).append(launch)
+        found[row.case_id] = [
+            _phase_row(phase, launches.get(phase.name, []), row, ceilings) for phase in measurement.phases
+        ]
+    return found
 
 
 def phase_values(phase: PhaseRow) -> list[object]:
@@ -94,8 +99,7 @@ def phase_names(points: Sequence[Sequence[PhaseRow]]) -> list[str]:
     return list(dict.fromkeys(phase.phase for members in sorted(points, key=len, reverse=True) for phase in members))
 
 
-def _phase_row(phase: Phase, measurement: Measurement, case: Row, ceilings: Ceilings) -> PhaseRow:
-    launches = [launch for launch in measurement.launches if launch.name == phase.name]
+def _phase_row(phase: Phase, launches: Sequence[Launch], case: Row, ceilings: Ceilings) -> PhaseRow:
     cost = total(launches)
     time_ms = median(phase.samples_ms) if phase.samples_ms else None
     seconds = time_ms / 1e3 if time_ms is not None else None

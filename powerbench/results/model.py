@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from powerbench.bounds import Command, Count, Difference, Name, Number
 from powerbench.cost import Cost, Launch, total
 from powerbench.nvml import Facts
 from powerbench.problem import Case
@@ -36,8 +37,8 @@ class Environment(msgspec.Struct, frozen=True):
 
     device: str  # as the vendor names it, for example NVIDIA H200
     device_type: str  # cpu or cuda
-    cores: int  # CPU threads used by torch, or the GPU's multiprocessors
-    memory_bytes: int
+    cores: Count  # CPU threads used by torch, or the GPU's multiprocessors
+    memory_bytes: Number
     os: str
     python: str
     cpu: str
@@ -53,10 +54,10 @@ class Environment(msgspec.Struct, frozen=True):
 class Header(msgspec.Struct, frozen=True, tag="header", tag_field="type"):
     """The first line of a run file."""
 
-    schema: int
-    command: str
-    suite: str
-    seed: int
+    schema: Count
+    command: Command
+    suite: Name
+    seed: Number
     started: str  # UTC, ISO 8601
     environment: Environment
     ceilings: Ceilings
@@ -68,7 +69,7 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True):
     Without samples, `message` says why. `name` is that of its launch, whose cost is its work.
     """
 
-    name: str
+    name: Name
     samples_ms: tuple[float, ...] = ()
     message: str | None = None
 
@@ -80,12 +81,12 @@ class Round(msgspec.Struct, frozen=True, omit_defaults=True):
     clock down, by NVML's names, empty where nothing did. `visit`: in which of its visits, from 0, the case was then.
     """
 
-    samples: int
+    samples: Count
     sm_mhz: float | None = None
     power_w: float | None = None
     temperature_c: float | None = None
     reasons: tuple[str, ...] | None = None
-    visit: int = 0
+    visit: Count = 0
 
     @property
     def slowdowns(self) -> tuple[str, ...]:
@@ -120,7 +121,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     launches: tuple[Launch, ...] = ()
     error: float | None = None
     tolerance: float | None = None
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: Difference | None = None
     config: dict[str, str] = {}
     message: str | None = None
     phases: tuple[Phase, ...] = ()
@@ -130,7 +131,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     wall_ms: tuple[float, ...] = ()
     rounds: tuple[Round, ...] = ()
     retaken: tuple[Round, ...] = ()
-    sequence_bytes: int | None = None
+    sequence_bytes: Number | None = None
 
     @property
     def throttled(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import msgspec
 
+from powerbench.bounds import MOST_MHZ, MOST_WORK, fault_of_times
 from powerbench.errors import UserError
 from powerbench.results.model import SCHEMA_VERSION, CeilingsAgain, Header, Measurement, Run
 from powerbench.results.visits import together, visited
@@ -43,6 +44,14 @@ class _Contents(NamedTuple):
     newline: bool  # is that line ended
 
 
+# What decoding raises: RecursionError where a value is nested deeper than any of ours, known field or not.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_HEADER_START = b'{"type":"header",'
+_LONGEST_HEADER = 2**22  # bytes
+_HALF = (
+    "a sweep ended before it had written its header (is the disk full?), and nothing is lost; "
+    "the same sweep with --resume starts it over"
+)
 _encode = msgspec.json.Encoder().encode
 _decode_line = msgspec.json.Decoder(Measurement | CeilingsAgain).decode
 _decode_header = msgspec.json.Decoder(Header).decode
@@ -57,7 +66,7 @@ def load(path: str | os.PathLike[str]) -> Run:
 def make_room(path: Path) -> None:
     """Make the folder of a run file that is to be. Raises StoreError when that cannot be, or when the file exists."""
     with _os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         if path.exists():
             raise StoreError(f"{path}: exists already; resume it, or choose another name")
 
@@ -87,6 +96,7 @@ class RunWriter:
             try:
                 _lock(path, file)
                 writer._write(header)
+                _sync_folder(path.parent)
             except BaseException:
                 writer.close()
                 path.unlink()
@@ -120,11 +130,16 @@ class RunWriter:
         """
         if measurement.status != "ok" and measurement.error is not None and not math.isfinite(measurement.error):
             measurement = msgspec.structs.replace(measurement, error=None)
-        fault = _fault(measurement)
+        try:
+            line = _encode(measurement)
+            fault = _fault(_decode_line(line))
+        except msgspec.DecodeError as error:  # beyond `powerbench.bounds`
+            fault = _one_line(error)
+        fault = fault or _fault(measurement)  # NaN, which JSON has not
         if fault:
             raise ValueError(f"{measurement.case_id}: {fault}")
         with _os_errors(self.path):
-            self._write(measurement)
+            self._write_bytes(line + b"\n")
 
     def append_ceilings(self, ceilings: Ceilings, warnings: tuple[str, ...] = ()) -> None:
         """Write the ceilings as measured again, and warnings of this sweep. Raises StoreError when the disk does."""
@@ -148,6 +163,24 @@ class RunWriter:
         self._file.write(line)
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _make_folder(folder: Path) -> None:
+    """With those above it; the names of new ones are on disk, so that no run file is in a folder that is not."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        _sync_folder(one.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk, where the file system can."""
+    with contextlib.suppress(OSError):  # some network file systems refuse to sync a folder
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _lock(path: Path, file: BinaryIO) -> None:
@@ -177,7 +210,7 @@ def _read(path: Path) -> _Contents:
     with _os_errors(path):
         data = path.read_bytes()
     if not data:
-        raise StoreError(f"{path}: empty, not a run file")
+        raise StoreError(f"{path}: empty: {_HALF}")
     lines = data.split(b"\n")
     tail = lines.pop()  # what follows the last newline: nothing, unless the writer was killed
     warnings: list[str] = []
@@ -187,10 +220,13 @@ def _read(path: Path) -> _Contents:
         size = len(data)
     elif tail:
         warnings.append(f"line {len(lines) + 1} is half written (the sweep was killed) and was left out")
+    if not lines and _is_half_header(tail):
+        raise StoreError(f"{path}: line 1: half a header: {_HALF}")
     if not lines:
         raise StoreError(f"{path}: line 1: not a run file's header: {_first_words(tail)}")
     header = _parse_header(path, lines[0])
     found: dict[str, list[Measurement]] = {}
+    seen: dict[str, set[int]] = {}  # visits of a case
     repeated: dict[str, None] = {}
     again: list[CeilingsAgain] = []
     for number, line in enumerate(lines[1:], start=2):
@@ -198,10 +234,14 @@ def _read(path: Path) -> _Contents:
         if isinstance(record, CeilingsAgain):
             again.append(record)
             continue
-        lines_of_case = found.setdefault(record.case_id, [])
-        if any(visited(line) & visited(record) for line in lines_of_case):
-            repeated[record.case_id] = None
-        lines_of_case.append(record)
+        case_id, visits = record.case_id, visited(record)
+        if case_id not in found:
+            found[case_id], seen[case_id] = [record], set(visits)
+            continue
+        if not seen[case_id].isdisjoint(visits):
+            repeated[case_id] = None
+        seen[case_id] |= visits
+        found[case_id].append(record)
     if repeated:
         warnings.append(f"measured more than once, the last one counts: {', '.join(repeated)}")
     return _Contents(
@@ -212,7 +252,7 @@ def _read(path: Path) -> _Contents:
 def _parse_header(path: Path, line: bytes) -> Header:
     try:
         schema = _decode_any_header(line).schema
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         raise StoreError(f"{path}: line 1: not a run file's header: {_first_words(line)}") from None
     if schema > SCHEMA_VERSION:
         raise StoreError(
@@ -220,7 +260,7 @@ def _parse_header(path: Path, line: bytes) -> Header:
         )
     try:
         header = _decode_header(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise StoreError(f"{path}: line 1: {_one_line(error)}") from None
     _check_ceilings(path, 1, header.ceilings)
     return header
@@ -235,7 +275,7 @@ def _check_ceilings(path: Path, number: int, ceilings: Ceilings) -> None:
 def _parse_line(path: Path, number: int, line: bytes) -> Measurement | CeilingsAgain:
     try:
         record: Measurement | CeilingsAgain = _decode_line(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise StoreError(f"{path}: line {number}: {_one_line(error)}") from None
     if isinstance(record, CeilingsAgain):
         _check_ceilings(path, number, record.ceilings)
@@ -261,25 +301,49 @@ def _fault(measurement: Measurement) -> str | None:
     if len({phase.name for phase in measurement.phases}) < len(measurement.phases):
         return "two phases have the same name"
     parts = (measurement.samples_ms, measurement.wall_ms, *(phase.samples_ms for phase in measurement.phases))
-    if not all(0 < sample < math.inf for samples in parts for sample in samples):
-        return "a sample is not a positive, finite time"
+    if fault := fault_of_times(*parts):
+        return fault
+    for launch in measurement.launches:
+        if max(launch.cost.useful_flops, launch.cost.executed_flops, launch.cost.bytes) > MOST_WORK:
+            return "the work of a launch is more than any machine's"
     if not all(value is None or math.isfinite(value) for value in (measurement.error, measurement.tolerance)):
         return "error and tolerance have to be finite"
     if measurement.rounds and sum(one.samples for one in measurement.rounds) != len(measurement.samples_ms):
         return "the rounds do not add up to the samples"
     if not all(one.samples > 0 for one in measurement.rounds):
         return "a round has no samples"
-    if not all(one.sm_mhz is None or 0 < one.sm_mhz < math.inf for one in measurement.rounds):
+    if not all(one.sm_mhz is None or 0 < one.sm_mhz <= MOST_MHZ for one in measurement.rounds):
         return "the clock of a round is not positive"
     problem = measurement.case.problem
     sizes = (problem.batch, problem.seqlen, problem.heads, problem.kv_heads, problem.head_dim, problem.value_dim)
     return None if min(sizes) > 0 else "a size of the problem is not positive"
 
 
+def holds_nothing(path: Path) -> bool:
+    """Whether a file is what a sweep leaves that could not write its header: empty, or the beginning of one."""
+    with _os_errors(path), path.open("rb") as file:
+        start = file.read(_LONGEST_HEADER)
+    return not start or _is_half_header(start)
+
+
+def start_over(path: Path) -> None:
+    """Remove a file that holds nothing. Raises StoreError where another sweep is about to write its header."""
+    with _os_errors(path), path.open("r+b") as file:
+        _lock(path, file)
+        if holds_nothing(path):
+            path.unlink()
+
+
+def _is_half_header(text: bytes) -> bool:
+    """One line without its end that begins as a header, and is no JSON yet."""
+    begins = text.startswith(_HEADER_START) or _HEADER_START.startswith(text)
+    return begins and len(text) < _LONGEST_HEADER and b"\n" not in text and not _is_json(text)
+
+
 def _is_json(text: bytes) -> bool:
     try:
         msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         return False
     return True
 

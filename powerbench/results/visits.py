@@ -25,13 +25,7 @@ def together(lines: Sequence[Measurement]) -> Measurement:
     if last.status != "ok":
         before = any(line.status == "ok" for line in lines)
         return _replace(last, message=f"in a later visit: {last.message}") if before else last
-    visits: list[Measurement] = []
-    for line in lines:
-        if line.status == "ok":
-            visits = [*(other for other in visits if not visited(other) & visited(line)), line]
-        else:
-            visits = []  # measured anew since
-    visits.sort(key=lambda visit: min(visited(visit)))
+    visits = sorted(_that_count(lines), key=lambda visit: min(visited(visit)))
     if len(visits) == 1:
         return visits[0]
     timers = list(dict.fromkeys(str(visit.timer) for visit in visits))
@@ -54,6 +48,20 @@ def together(lines: Sequence[Measurement]) -> Measurement:
         phases=next((visit.phases for visit in visits if visit.phases), ()),
         order=next((visit.order for visit in visits if visit.order != first.order), first.order),
     )
+
+
+def _that_count(lines: Sequence[Measurement]) -> list[Measurement]:
+    """The lines since the case last failed, none of which holds a visit that a later one holds too."""
+    found: list[Measurement] = []
+    seen: set[int] = set()
+    for line in reversed(lines):
+        if line.status != "ok":
+            break
+        held = visited(line)
+        if seen.isdisjoint(held):
+            found.append(line)
+            seen |= held
+    return found[::-1]
 
 
 def _stop(visits: Sequence[Measurement]) -> str | None:
