@@ -19,7 +19,7 @@ import msgspec
 from powerbench.bounds import Name, Work
 
 
-class Cost(msgspec.Struct, frozen=True):
+class Cost(msgspec.Struct, frozen=True, gc=False):
     """Work of one launch, or of several: costs add up."""
 
     useful_flops: Work
@@ -34,7 +34,7 @@ class Cost(msgspec.Struct, frozen=True):
         )
 
 
-class Launch(msgspec.Struct, frozen=True):
+class Launch(msgspec.Struct, frozen=True, gc=False):
     """One step of an operator that passes through device memory, with its own cost (and so its own roofline bound)."""
 
     name: Name
@@ -43,4 +43,11 @@ class Launch(msgspec.Struct, frozen=True):
 
 def total(launches: Iterable[Launch]) -> Cost:
     """The operator's cost: the sum over its launches."""
-    return sum((launch.cost for launch in launches), Cost(0, 0, 0))
+    costs = [launch.cost for launch in launches]
+    if len(costs) == 1:
+        return costs[0]
+    return Cost(
+        sum(cost.useful_flops for cost in costs),
+        sum(cost.executed_flops for cost in costs),
+        sum(cost.bytes for cost in costs),
+    )

@@ -20,7 +20,7 @@ PASSES: tuple[str, ...] = get_args(Pass)
 ITEMSIZE: dict[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 
 
-class Problem(msgspec.Struct, frozen=True):
+class Problem(msgspec.Struct, frozen=True, gc=False):
     """One causal self-attention problem: what every contestant shares.
 
     q is [batch, seqlen, heads, head_dim], k is [batch, seqlen, kv_heads, head_dim], v is
@@ -82,7 +82,7 @@ class Problem(msgspec.Struct, frozen=True):
         )
 
 
-class Params(msgspec.Struct, frozen=True, omit_defaults=True):
+class Params(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A kernel's own parameters. None: this kernel has no such parameter, or (before `resolve`) it chooses itself.
 
     `window`: keys that a query of sliding-window attention sees, its own included. Beside it, `p` is the degree of the
@@ -110,7 +110,7 @@ class Params(msgspec.Struct, frozen=True, omit_defaults=True):
         return "-".join(parts) or "-"
 
 
-class Case(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
+class Case(msgspec.Struct, frozen=True, gc=False, rename={"pass_": "pass"}):
     """One row of a run: a kernel with its resolved parameters, on a problem, in one pass.
 
     The pass `decode` is one token of each sequence, the last of its context (position seqlen - 1): all before it is in

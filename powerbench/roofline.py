@@ -121,7 +121,7 @@ class Ceilings(msgspec.Struct, frozen=True):
         )
 
 
-class Roof(msgspec.Struct, frozen=True):
+class Roof(msgspec.Struct, frozen=True, gc=False):
     """Where one measured time stands against the ceilings. Fractions are of 1; above 1.02 the point is invalid."""
 
     intensity: float  # executed FLOPs per byte
@@ -144,10 +144,11 @@ def roof_seconds(launches: Sequence[Launch], dtype: str, ceilings: Ceilings) -> 
     Raises KeyError when no matmul ceiling was measured for `dtype`.
     """
     peak = ceilings.matmul_flops_per_s[dtype]
+    bandwidth = ceilings.memory_bytes_per_s
     seconds = {"compute": 0.0, "memory": 0.0}
     for launch in launches:
         compute = launch.cost.executed_flops / peak
-        memory = launch.cost.bytes / ceilings.memory_bytes_per_s
+        memory = launch.cost.bytes / bandwidth
         seconds["compute" if compute >= memory else "memory"] += max(compute, memory)
     bound: Bound = "compute" if seconds["compute"] >= seconds["memory"] else "memory"
     return seconds["compute"] + seconds["memory"], bound

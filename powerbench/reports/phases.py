@@ -19,7 +19,7 @@ from powerbench.results.statistics import median
 from powerbench.roofline import Ceilings, roof
 
 
-class PhaseRow(msgspec.Struct, frozen=True):
+class PhaseRow(msgspec.Struct, frozen=True, gc=False):
     """One phase of one case. None: not measured, or unknown. Times in ms, rates per second, fractions of 1.
 
     The fields after `case` are columns of the tidy frame and a contract, as in `rows.Row`; new ones go to the end.

@@ -21,7 +21,7 @@ HOST_BOUND = 0.1  # share of the wall time
 HOST_BOUND_TEXT = "host bound: a user waits over 10 % longer than the device works"
 
 
-class Row(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
+class Row(msgspec.Struct, frozen=True, gc=False, rename={"pass_": "pass"}):
     """One case. None: not applicable or not measured. Times in ms, rates per second, fractions of 1, sizes in tokens.
 
     The field names (with `pass`) are the tidy frame's columns and a contract, all but the last, which is none; new ones

@@ -101,9 +101,10 @@ def print_run(run: Run, console: Console) -> None:
 
 def columns(group: Group) -> list[Column[Row]]:
     """The columns that say something about these rows; what all rows share stands in the group's title."""
+    own_batches = group.workload.startswith("a ")  # asked once: it looks at all rows
     all_columns: list[Column[Row]] = [
         Column("ctx", lambda row: context_text(row.ctx)),
-        Column("batch", lambda row: str(row.batch) if group.workload.startswith("a ") else ""),
+        Column("batch", lambda row: str(row.batch) if own_batches else ""),
         Column("kernel", lambda row: row.kernel, is_number=False),
         Column("p", lambda row: or_empty(row.p)),
         Column("d_tile", lambda row: or_empty(row.d_tile)),
@@ -159,7 +160,7 @@ def _rich_table(group: Group) -> Table:
             table.add_section()
         previous = row.ctx
         style = "bold" if row.case_id in best else ("" if row.valid else "dim")
-        table.add_row(*(Text(_cell(column, row, best)) for column in shown), style=style)
+        table.add_row(*(_cell(column, row, best) for column in shown), style=style)
     return table
 
 
@@ -169,7 +170,7 @@ def _rich_phases(group: Group, phases: PhasesByCase) -> Table:
     for case in phase_cases(group, phases):
         table.add_section()
         for phase, cells in zip(case, phase_cells(shown, case), strict=True):
-            table.add_row(*(Text(printable(cell)) for cell in cells), style="" if phase.valid else "dim")
+            table.add_row(*map(printable, cells), style="" if phase.valid else "dim")
     return table
 
 

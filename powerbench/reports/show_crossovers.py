@@ -57,7 +57,7 @@ def _part(shown: Sequence[Column[R]], members: Sequence[R], legend: str, format:
     console = Console(file=out, width=width)
     table = empty_table(shown)
     for line in cells:
-        table.add_row(*(Text(printable(cell)) for cell in line))
+        table.add_row(*map(printable, line))
     console.print(table)
     console.print(Text(legend, style="dim"))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"

@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from powerbench.printable import csv_cell, markdown_text, printable_json
+from powerbench.reports.long_table import LongTable
 from powerbench.reports.text import Column
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def _csv_column(column: pd.Series[Any]) -> list[Any]:
 
 def empty_table(shown: Iterable[Column[Any]]) -> Table:
     """For the terminal: the headings, no rows yet."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    table = LongTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for column in shown:
         table.add_column(column.heading, justify="right" if column.is_number else "left", no_wrap=column.is_number)
     return table

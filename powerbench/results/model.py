@@ -63,7 +63,7 @@ class Header(msgspec.Struct, frozen=True, tag="header", tag_field="type"):
     ceilings: Ceilings
 
 
-class Phase(msgspec.Struct, frozen=True, omit_defaults=True):
+class Phase(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One launch of an operator timed alone: milliseconds of single calls, by events on a GPU, wall time on a CPU.
 
     Without samples, `message` says why. `name` is that of its launch, whose cost is its work.
@@ -74,7 +74,7 @@ class Phase(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str | None = None
 
 
-class Round(msgspec.Struct, frozen=True, omit_defaults=True):
+class Round(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The state of the GPU over `samples` consecutive samples (`powerbench.telemetry`). None: unavailable.
 
     sm_mhz and power_w are means of the readings around them, temperature_c the highest; `reasons` are what held the
@@ -94,7 +94,9 @@ class Round(msgspec.Struct, frozen=True, omit_defaults=True):
         return tuple(reason for reason in self.reasons or () if reason in SLOWDOWNS)
 
 
-class Measurement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="measurement", tag_field="type"):
+class Measurement(
+    msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, tag="measurement", tag_field="type"
+):
     """One case and what came of it. Samples exist only where `status` is ok.
 
     A case is measured in several visits, spread over the sweep. A line of the file is one visit; read back, a case is

@@ -60,7 +60,7 @@ def _that_count(lines: Sequence[Measurement]) -> list[Measurement]:
         held = visited(line)
         if seen.isdisjoint(held):
             found.append(line)
-            seen |= held
+        seen |= held
     return found[::-1]
 
 
