@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import msgspec
 
-from powerbench.bounds import MOST_MHZ, MOST_WORK, fault_of_times
+from powerbench.bounds import MOST_MHZ, MOST_WORK, Count, fault_of_times
 from powerbench.errors import UserError
 from powerbench.results.model import SCHEMA_VERSION, CeilingsAgain, Header, Measurement, Run
 from powerbench.results.visits import together, visited
@@ -32,7 +32,7 @@ class StoreError(UserError):
 class _AnyHeader(msgspec.Struct, tag="header", tag_field="type"):
     """What the header of every schema, past and future, is known to hold."""
 
-    schema: int
+    schema: Count
 
 
 class _Contents(NamedTuple):
