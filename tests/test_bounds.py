@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -193,7 +194,7 @@ def _seconds(work) -> float:
 
 
 def test_time_grows_with_size_not_with_its_square(tmp_path):
-    """Four times as much takes less than ten times as long: phases of one case, visits of one case, rows of a setting."""
+    """Four times as much takes less than ten times as long: phases and visits of a case, rows of a setting."""
     (one, *_) = [m for m in runs.gpu_run(("fwd",)).measurements if m.status == "ok"]
 
     def of_phases(n: int):
@@ -215,7 +216,7 @@ def test_time_grows_with_size_not_with_its_square(tmp_path):
         (of_rows, lambda run: [show.columns(group) for group in show.groups(show.rows(run))]),
     ):  # fmt: skip
         small, large = make(2000), make(8000)
-        times = [min(_seconds(lambda of=of: work(of)) for _ in range(2)) for of in (small, large)]
+        times = [min(_seconds(partial(work, of)) for _ in range(2)) for of in (small, large)]
         assert times[1] < 10 * max(times[0], 0.02), (make.__name__, times)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 
+import msgspec
 import pytest
 
 from powerbench.reports.page import write_page
-from tests import runs
+from tests import hostile, runs
 from tests.browser import Browser, find_chromium
 
 pytestmark = pytest.mark.browser
@@ -444,3 +445,22 @@ def test_the_checks_see_what_they_are_for(browser, tmp_path):
     assert len(browser.errors()) >= 2  # the script's exception and the refused load
     assert "http://127.0.0.1:9/x.png" in browser.requests()
     assert browser.value("document.documentElement.scrollWidth") > 390
+
+
+def test_no_name_becomes_a_link_by_plotlys_templates(browser, tmp_path):
+    """Of a trace plotly puts `%{meta.kernel}` in, raw, before it reads links."""
+    run = hostile.run()
+    link = '<a href="https://evil.example">x</a>%{meta.kernel}%{meta.name}'
+    found = []
+    for measurement in run.measurements:
+        case = msgspec.structs.replace(measurement.case, kernel=measurement.case.kernel.partition("=")[0] + link)
+        found.append(msgspec.structs.replace(measurement, case=case))
+    write_page([msgspec.structs.replace(run, measurements=tuple(found))], tmp_path / "a.html")
+    browser.open(tmp_path / "a.html")
+    browser.value("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    browser.value("Promise.all([...document.querySelectorAll('.chart')].map(async (one) => { one.scrollIntoView(); "
+                  "await new Promise((resume) => setTimeout(resume, 200)); }))")  # fmt: skip
+    assert browser.value("document.querySelectorAll('.js-plotly-plot').length") > 3
+    assert browser.value("document.querySelectorAll('.chart a').length") == 0
+    assert browser.value("[...document.links].every((one) => one.getAttribute('href').startsWith('#'))")
+    assert browser.value("document.body.textContent.includes('%{meta.kernel}')")
